@@ -1,0 +1,209 @@
+//! What exactly is the shim told to do?
+//!
+//! A launch plan is a value that can be printed, stored and run again by hand (`microvm-shim run plan.json`). It names
+//! the program, its arguments, the descriptors to open for it, its limits and its user. The shim makes no choices.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Version written into new plans. A reader refuses any other until an older one exists.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Everything needed to start one hypervisor process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchPlan {
+    /// [`PLAN_VERSION`].
+    pub version: u32,
+    /// Who the process is for: `<alloc id>.<task name>`, shown in messages only.
+    pub owner: String,
+    /// How the machine begins.
+    pub start: Start,
+    /// Absolute path of the program.
+    pub program: PathBuf,
+    /// Arguments after the program's name.
+    pub arguments: Vec<String>,
+    /// Descriptors the program inherits besides 0, 1 and 2.
+    pub descriptors: Vec<Descriptor>,
+    /// Resource limits set before the program runs.
+    pub limits: Limits,
+    /// User id of the program.
+    pub uid: u32,
+    /// Group id of the program; it has no supplementary groups.
+    pub gid: u32,
+}
+
+/// How a machine begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// From its kernel, paused before the first instruction until it is told to continue.
+    Boot,
+}
+
+/// One inherited descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Descriptor {
+    /// Number in the new process, 3 or more.
+    pub number: i32,
+    /// What it is for, in messages.
+    pub name: String,
+    /// What is opened.
+    pub source: Source,
+}
+
+/// What a descriptor refers to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Source {
+    /// One end of the shim's QMP connection.
+    Qmp,
+    /// One end of the shim's serial console.
+    Console,
+    /// A file, found without leaving a directory.
+    File {
+        /// The directory that resolution may not leave, not even through a symbolic link.
+        beneath: PathBuf,
+        /// Relative path of the file.
+        path: PathBuf,
+        /// What the program may do with it.
+        access: Access,
+    },
+}
+
+/// What may be done with an opened file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Reading only. The program opens it once more through `/proc/self/fd`, so its user must be able to read it; a file
+    /// that it cannot read is copied into sealed memory first.
+    Load,
+    /// Reading through the descriptor only.
+    Read,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// Resource limits of the hypervisor process (setrlimit(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Largest core file in bytes. 0: guest memory never reaches the host's disk.
+    pub core_bytes: u64,
+    /// Largest number of open files.
+    pub open_files: u64,
+    /// Largest number of processes and threads of the (unique) user id.
+    pub processes: u64,
+}
+
+impl Default for Limits {
+    /// QEMU with its full device set was seen with 87 descriptors and 5 threads; each virtio disk may add up to 64
+    /// threads of its I/O pool.
+    fn default() -> Self {
+        Self {
+            core_bytes: 0,
+            open_files: 1024,
+            processes: 512,
+        }
+    }
+}
+
+/// Why a plan cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The text is not a plan.
+    #[error("the launch plan is not readable")]
+    Syntax(#[source] serde_json::Error),
+    /// Another release wrote it.
+    #[error("the launch plan has version {0}, this program reads version {PLAN_VERSION}")]
+    Version(u32),
+    /// A descriptor number is used twice, is below 3 or above [`DESCRIPTOR_NUMBER_MAX`].
+    #[error("the launch plan gives descriptor {0} twice or outside 3 to {DESCRIPTOR_NUMBER_MAX}")]
+    Descriptor(i32),
+    /// A plan must name exactly one QMP and one console descriptor.
+    #[error("the launch plan must name exactly one qmp and one console descriptor")]
+    Channels,
+    /// QEMU must not run as root.
+    #[error("the launch plan would run the program as root")]
+    Root,
+}
+
+/// Highest descriptor number a plan may name: the shim keeps its own copies above it while it arranges them.
+pub const DESCRIPTOR_NUMBER_MAX: i32 = 63;
+
+impl LaunchPlan {
+    /// Reads a plan from its JSON text and checks it.
+    ///
+    /// # Errors
+    /// [`PlanError`] says what is wrong with it.
+    pub fn parse(text: &[u8]) -> Result<Self, PlanError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let Version { version } = serde_json::from_slice(text).map_err(PlanError::Syntax)?;
+        if version != PLAN_VERSION {
+            return Err(PlanError::Version(version));
+        }
+        let plan: Self = serde_json::from_slice(text).map_err(PlanError::Syntax)?;
+        let mut seen = [false; 64];
+        for descriptor in &plan.descriptors {
+            let slot = usize::try_from(descriptor.number)
+                .ok()
+                .filter(|n| *n >= 3)
+                .and_then(|n| seen.get_mut(n));
+            match slot {
+                Some(used) if !*used => *used = true,
+                _ => return Err(PlanError::Descriptor(descriptor.number)),
+            }
+        }
+        let count = |wanted: &Source| plan.descriptors.iter().filter(|d| d.source == *wanted).count();
+        if count(&Source::Qmp) != 1 || count(&Source::Console) != 1 {
+            return Err(PlanError::Channels);
+        }
+        if plan.uid == 0 || plan.gid == 0 {
+            return Err(PlanError::Root);
+        }
+        Ok(plan)
+    }
+
+    /// The plan as indented JSON text, one line per argument.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+}
+
+/// The plan as a person reads it: the command, then what is opened for it.
+impl fmt::Display for LaunchPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} (uid {} gid {})",
+            self.program.display(),
+            self.uid,
+            self.gid
+        )?;
+        for argument in &self.arguments {
+            writeln!(f, "  {argument}")?;
+        }
+        for descriptor in &self.descriptors {
+            write!(f, "fd {} {}: ", descriptor.number, descriptor.name)?;
+            match &descriptor.source {
+                Source::Qmp => writeln!(f, "QMP")?,
+                Source::Console => writeln!(f, "console")?,
+                Source::File {
+                    beneath,
+                    path,
+                    access,
+                } => {
+                    writeln!(f, "{access:?} {} beneath {}", path.display(), beneath.display())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

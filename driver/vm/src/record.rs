@@ -1,0 +1,299 @@
+//! What is written down about a task before anything is done for it?
+//!
+//! One file per task: JSON lines, the first the [`Header`], each further one a [`Step`] that is named *before* it is
+//! done. Lines are only ever appended, so a crash can at worst cut the last one short, and a step whose line was cut was
+//! never begun. Everything the undo needs is in the lines; nothing is recomputed.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Version written into new records.
+pub const RECORD_VERSION: u32 = 1;
+
+/// Largest record that is read, in bytes: a header and a dozen steps take about 2 KiB.
+pub const RECORD_MAX_BYTES: u64 = 256 * 1024;
+
+/// First line of a record: whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// [`RECORD_VERSION`].
+    pub version: u32,
+    /// Random id of the driver instance (one per state directory) that wrote it.
+    pub instance: String,
+    /// The kernel's boot id when it was written: nothing of a VM survives a reboot.
+    pub boot_id: String,
+    /// Nomad's task id, new for every start.
+    pub task_id: String,
+    /// The allocation.
+    pub alloc_id: String,
+    /// The task's name.
+    pub task_name: String,
+    /// The job.
+    pub job_id: String,
+    /// The job's namespace.
+    pub namespace: String,
+    /// When it was written, in nanoseconds since 1970 (UTC).
+    pub created_at_unix_ns: u64,
+}
+
+/// A step of a start, named before it is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Step {
+    /// User ids are leased: this one is QEMU's, the next the supervisor's.
+    Uids {
+        /// QEMU's user id.
+        uid: u32,
+    },
+    /// The directory of the task's sockets is made.
+    RunDirectory {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Control group leaves are made.
+    Cgroups {
+        /// Leaf directories in the order they are made.
+        leaves: Vec<PathBuf>,
+    },
+    /// The launch plan is written and the shim is started.
+    Shim,
+    /// The guest is told to run.
+    Running {
+        /// When, in nanoseconds since 1970 (UTC).
+        started_at_unix_ns: u64,
+    },
+    /// Everything is taken back, newest first.
+    Undo,
+}
+
+/// A record as read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Whose it is.
+    pub header: Header,
+    /// Steps in the order they were named.
+    pub steps: Vec<Step>,
+}
+
+/// Why a record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// There is no complete first line.
+    #[error("the record is empty or cut off in its first line")]
+    Empty,
+    /// The first line is not a header.
+    #[error("the record's first line is not readable")]
+    Header(#[source] serde_json::Error),
+    /// A complete line is not a step.
+    #[error("line {line} of the record is not readable")]
+    Step {
+        /// Number of the line, from 1.
+        line: usize,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Another release wrote it.
+    #[error("the record has version {0}, this release reads version {RECORD_VERSION}")]
+    Version(u32),
+}
+
+impl Record {
+    /// Reads a record from its text. A last line without its newline was never begun and is left out.
+    ///
+    /// # Errors
+    /// [`RecordError`] says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        let mut lines = complete.split('\n');
+        let first = lines
+            .next()
+            .filter(|line| !line.is_empty())
+            .ok_or(RecordError::Empty)?;
+        let Version { version } = serde_json::from_str(first).map_err(RecordError::Header)?;
+        if version != RECORD_VERSION {
+            return Err(RecordError::Version(version));
+        }
+        let header = serde_json::from_str(first).map_err(RecordError::Header)?;
+        let steps = lines
+            .enumerate()
+            .map(|(n, line)| {
+                serde_json::from_str(line).map_err(|source| RecordError::Step { line: n + 2, source })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { header, steps })
+    }
+
+    /// QEMU's user id, once it was named. The last one named counts: an earlier one turned out to be taken.
+    #[must_use]
+    pub fn uid(&self) -> Option<u32> {
+        self.steps.iter().rev().find_map(|step| match step {
+            Step::Uids { uid } => Some(*uid),
+            _ => None,
+        })
+    }
+
+    /// The control group leaves, once they were named.
+    #[must_use]
+    pub fn leaves(&self) -> &[PathBuf] {
+        self.steps
+            .iter()
+            .find_map(|step| match step {
+                Step::Cgroups { leaves } => Some(leaves.as_slice()),
+                _ => None,
+            })
+            .unwrap_or_default()
+    }
+
+    /// When the guest was told to run, if it was.
+    #[must_use]
+    pub fn started_at_unix_ns(&self) -> Option<u64> {
+        self.steps.iter().find_map(|step| match step {
+            Step::Running { started_at_unix_ns } => Some(*started_at_unix_ns),
+            _ => None,
+        })
+    }
+}
+
+/// One line of a record, newline included.
+#[must_use]
+pub fn line(value: &impl Serialize) -> String {
+    // Our own types have string keys and finite numbers only, so they always serialize.
+    let mut line = serde_json::to_string(value).unwrap_or_default();
+    line.push('\n');
+    line
+}
+
+/// Length of an allocation id (a UUID in text).
+const ALLOC_ID_LENGTH: usize = 36;
+
+/// The name of a task's directories: the allocation id, so that an operator finds it, and eight hex digits of the task
+/// id's SHA-256, because an allocation has several tasks and a task several starts. Short enough for a socket's path
+/// (108 bytes), and safe as a file name whatever the ids are.
+#[must_use]
+pub fn task_key(alloc_id: &str, task_id: &str) -> String {
+    let digest = hex(&Sha256::digest(task_id.as_bytes()));
+    let is_uuid =
+        alloc_id.len() == ALLOC_ID_LENGTH && alloc_id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    if is_uuid {
+        return format!("{alloc_id}.{}", &digest[..8]);
+    }
+    format!(
+        "{}.{}",
+        &hex(&Sha256::digest(alloc_id.as_bytes()))[..ALLOC_ID_LENGTH],
+        &digest[..8]
+    )
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            version: RECORD_VERSION,
+            instance: "0123456789abcdef".into(),
+            boot_id: "b".into(),
+            task_id: "a/vm/12345678".into(),
+            alloc_id: "a".into(),
+            task_name: "vm".into(),
+            job_id: "hello".into(),
+            namespace: "default".into(),
+            created_at_unix_ns: 1_700_000_000_000_000_000,
+        }
+    }
+
+    #[test]
+    fn lines_come_back() {
+        let steps = vec![
+            Step::Uids { uid: 1_900_000_000 },
+            Step::RunDirectory {
+                path: "/run/steppe/i/k".into(),
+            },
+            Step::Cgroups {
+                leaves: vec!["/sys/fs/cgroup/memory/nomad/a.vm/vm".into()],
+            },
+            Step::Shim,
+            Step::Running {
+                started_at_unix_ns: 7,
+            },
+            Step::Undo,
+        ];
+        let mut text = line(&header());
+        for step in &steps {
+            text.push_str(&line(step));
+        }
+        let record = Record::parse(&text).unwrap();
+        assert_eq!(
+            record,
+            Record {
+                header: header(),
+                steps
+            }
+        );
+        assert_eq!(record.uid(), Some(1_900_000_000));
+        assert_eq!(record.started_at_unix_ns(), Some(7));
+        assert_eq!(record.leaves().len(), 1);
+    }
+
+    #[test]
+    fn a_cut_last_line_was_never_begun() {
+        let whole = line(&header()) + &line(&Step::Uids { uid: 5 });
+        for end in line(&header()).len()..whole.len() {
+            let record = Record::parse(&whole[..end]).unwrap();
+            assert_eq!(record.steps, [], "cut at {end}");
+        }
+        for end in 0..line(&header()).len() {
+            assert!(
+                matches!(Record::parse(&whole[..end]), Err(RecordError::Empty)),
+                "cut at {end}"
+            );
+        }
+    }
+
+    #[test]
+    fn other_versions_and_garbage_are_refused() {
+        let newer = line(&header()).replacen("\"version\":1", "\"version\":2", 1);
+        assert!(matches!(Record::parse(&newer), Err(RecordError::Version(2))));
+        assert!(matches!(Record::parse("garbage\n"), Err(RecordError::Header(_))));
+        assert!(matches!(
+            Record::parse(&(line(&header()) + "garbage\n")),
+            Err(RecordError::Step { line: 2, .. })
+        ));
+    }
+
+    #[test]
+    fn keys_are_short_safe_and_distinct() {
+        let alloc = "b2f8c3d4-0000-1111-2222-333344445555";
+        let key = task_key(alloc, "one");
+        assert!(key.starts_with(alloc));
+        assert_ne!(key, task_key(alloc, "two"));
+        assert_ne!(task_key("x", "one"), task_key("y", "one"));
+        for (alloc, task) in [
+            (alloc, "t"),
+            ("", ""),
+            ("../..", "a/b"),
+            ("\n", "\0"),
+            (&"z".repeat(999), "t"),
+        ] {
+            let key = task_key(alloc, task);
+            assert_eq!(key.len(), 45, "{key}");
+            assert!(
+                key.bytes()
+                    .all(|b| b.is_ascii_hexdigit() || b == b'-' || b == b'.'),
+                "{key}"
+            );
+            assert!(!key.starts_with('.'));
+        }
+    }
+}
