@@ -1,0 +1,83 @@
+//! How is QEMU's `microvm` machine told to be this machine?
+
+use serde_json::json;
+use steppe_vm::plan::{LaunchPlan, Limits, PLAN_VERSION, Start};
+use steppe_vm::vm::{Accelerator, Nic, Vm};
+
+use crate::Site;
+use crate::options::Options;
+
+/// I/O port of `isa-debug-exit`: a byte v written there ends QEMU with status 2v+1. 0x501 is QEMU's own default.
+pub(crate) const DEBUG_EXIT_PORT: u16 = 0x501;
+
+pub(crate) fn render(vm: &Vm, site: &Site<'_>) -> LaunchPlan {
+    let mut options = Options::default();
+    options.base(site);
+    options.pair("machine", machine(vm.accelerator));
+    options.processor(vm.accelerator, vm.vcpus);
+    options.memory(vm.memory_mib);
+    options.channels();
+    // qboot boots ELF and bzImage alike; with ACPI on, QEMU would choose SeaBIOS, under which no ELF kernel starts.
+    options.pair("bios", "qboot.rom");
+    options.boot(&vm.kernel, vm.initrd.as_ref(), &vm.cmdline, site);
+    devices(vm, site, &mut options);
+    LaunchPlan {
+        version: PLAN_VERSION,
+        owner: site.owner.clone(),
+        start: Start::Boot,
+        program: site.program.clone(),
+        arguments: options.arguments,
+        descriptors: options.descriptors,
+        limits: Limits::default(),
+        uid: site.uid,
+        gid: site.gid,
+    }
+}
+
+/// ACPI is how Debian's kernels find virtio-mmio devices and the power button. The PIT and PIC are needed under
+/// emulation only, where the guest has no clock of KVM's.
+fn machine(accelerator: Accelerator) -> String {
+    let legacy = match accelerator {
+        Accelerator::Kvm => "off",
+        Accelerator::Tcg { .. } => "on",
+    };
+    format!(
+        "microvm,acpi=on,rtc=on,pit={legacy},pic={legacy},mem-merge=off,dump-guest-core=off,memory-backend=ram"
+    )
+}
+
+/// First virtio-mmio slot that is used: interrupts of slot 0 don't reach the guest.
+const SLOT_FIRST: u32 = 1;
+
+/// Each virtio device is given its slot, so that the guest's order is the job's order.
+fn devices(vm: &Vm, site: &Site<'_>, options: &mut Options) {
+    let mut slots = (SLOT_FIRST..).map(|slot| format!("virtio-mmio-bus.{slot}"));
+    let mut slot = || slots.next().unwrap_or_default();
+    for disk in &vm.disks {
+        let node = options.block_node(disk, site);
+        options.json(
+            "device",
+            &json!({"driver": "virtio-blk-device", "bus": slot(), "drive": node, "serial": disk.name}),
+        );
+    }
+    for (index, nic) in vm.nics.iter().enumerate() {
+        let id = format!("net{index}");
+        match nic {
+            Nic::User { forwards } => options.user_netdev(&id, forwards),
+        }
+        options.json(
+            "device",
+            &json!({"driver": "virtio-net-device", "bus": slot(), "netdev": id}),
+        );
+    }
+    options.json("object", &json!({"qom-type": "rng-builtin", "id": "rng0"}));
+    options.json(
+        "device",
+        &json!({"driver": "virtio-rng-device", "bus": slot(), "rng": "rng0"}),
+    );
+    options.json("device", &json!({"driver": "pvpanic"}));
+    options.json(
+        "device",
+        &json!({"driver": "isa-debug-exit", "iobase": DEBUG_EXIT_PORT, "iosize": 2}),
+    );
+}

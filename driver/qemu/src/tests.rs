@@ -1,0 +1,115 @@
+//! Is the plan for a given machine the one we agreed on?
+
+use std::path::PathBuf;
+
+use steppe_vm::plan::LaunchPlan;
+use steppe_vm::vm::{Accelerator, Disk, DiskFormat, FileName, FileRoot, Forward, Machine, Nic, Protocol, Vm};
+
+use super::*;
+
+fn file(root: FileRoot, path: &str) -> FileName {
+    FileName {
+        root,
+        path: path.into(),
+    }
+}
+
+fn small() -> Vm {
+    Vm {
+        machine: Machine::Microvm,
+        accelerator: Accelerator::Tcg { tsc_khz: 2_500_000 },
+        vcpus: 1,
+        memory_mib: 128,
+        kernel: file(FileRoot::Images, "vmlinux"),
+        initrd: None,
+        cmdline: "console=ttyS0".into(),
+        disks: vec![],
+        nics: vec![],
+    }
+}
+
+fn large() -> Vm {
+    let disk = |name: &str, format, read_only| Disk {
+        name: name.into(),
+        file: file(FileRoot::Task, &format!("local/{name},1")),
+        format,
+        read_only,
+    };
+    let forward = |protocol, host: &str, guest_port| Forward {
+        label: "http".into(),
+        protocol,
+        host: host.parse().unwrap(),
+        guest_port,
+    };
+    Vm {
+        accelerator: Accelerator::Kvm,
+        vcpus: 2,
+        memory_mib: 2047,
+        initrd: Some(file(FileRoot::Alloc, "initrd.img")),
+        disks: vec![
+            disk("root", DiskFormat::Qcow2, false),
+            disk("data", DiskFormat::Raw, true),
+        ],
+        nics: vec![Nic::User {
+            forwards: vec![
+                forward(Protocol::Tcp, "127.0.0.1:20000", 80),
+                forward(Protocol::Udp, "[::1]:20001", 53),
+            ],
+        }],
+        ..small()
+    }
+}
+
+fn plan(vm: &Vm) -> LaunchPlan {
+    let place = |file: &FileName| PathBuf::from(format!("/{:?}", file.root).to_lowercase());
+    render(
+        vm,
+        &Site {
+            owner: "b2f8c3d4.vm".into(),
+            key: "b2f8c3d4.01234567".into(),
+            program: "/usr/bin/qemu-system-x86_64".into(),
+            uid: 1_900_000_000,
+            gid: 1_900_000_000,
+            place: &place,
+        },
+    )
+}
+
+/// The printed plans are files, so that a change of one argument is one line of a diff. `UPDATE=1` rewrites them.
+#[test]
+fn plans_are_the_golden_ones() {
+    for (name, vm) in [("small", small()), ("large", large())] {
+        let printed = plan(&vm).to_string();
+        let path = format!("{}/src/golden/{name}.plan", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&path, &printed).unwrap();
+        }
+        assert_eq!(
+            printed,
+            std::fs::read_to_string(&path).unwrap(),
+            "{path}; UPDATE=1 rewrites it"
+        );
+    }
+}
+
+#[test]
+fn plans_pass_their_own_check() {
+    for vm in [small(), large()] {
+        let plan = plan(&vm);
+        assert_eq!(LaunchPlan::parse(plan.to_json().as_bytes()).unwrap(), plan);
+    }
+}
+
+#[test]
+fn the_fullest_machine_has_descriptors_left() {
+    let mut vm = large();
+    let disk = vm.disks[0].clone();
+    vm.disks = (0..22)
+        .map(|n| Disk {
+            name: format!("d{n}"),
+            ..disk.clone()
+        })
+        .collect();
+    let plan = plan(&vm);
+    assert!(LaunchPlan::parse(plan.to_json().as_bytes()).is_ok());
+}
