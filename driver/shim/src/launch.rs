@@ -1,0 +1,433 @@
+//! In which order does a process become QEMU with exactly what its plan names?
+//!
+//! Everything that can fail by allocation or path is done before the fork; between fork and exec there are only system
+//! calls. The one place of this program where `unsafe` is needed: fork, exec and what lies between.
+
+#![expect(
+    unsafe_code,
+    reason = "fork, exec, and the calls between them have no safe form"
+)]
+
+use std::ffi::{CString, NulError};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+use steppe_vm::plan::{Access, DESCRIPTOR_NUMBER_MAX, LaunchPlan, Limits, Source};
+
+/// Why a process could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaunchError {
+    /// A file of the plan can't be opened.
+    #[error("{name}: {path} can't be opened beneath {beneath}")]
+    Open {
+        name: String,
+        path: PathBuf,
+        beneath: PathBuf,
+        #[source]
+        source: Errno,
+    },
+    /// A file of the plan isn't one.
+    #[error("{name}: {path} is not a regular file")]
+    NotAFile { name: String, path: PathBuf },
+    /// A file can't be copied into memory.
+    #[error("{name}: {path} can't be copied into memory for QEMU's user")]
+    Copy {
+        name: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A control group can't be joined.
+    #[error("control group {path} can't be opened")]
+    Cgroup {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// An argument can't be passed on.
+    #[error("an argument of the plan contains a NUL byte")]
+    Argument(#[from] NulError),
+    /// A system call of our own failed.
+    #[error("{what} failed")]
+    System {
+        what: &'static str,
+        #[source]
+        source: Errno,
+    },
+    /// The new process failed at a step before it became QEMU.
+    #[error("{program}: {step} failed in the new process")]
+    Child {
+        program: PathBuf,
+        step: &'static str,
+        #[source]
+        source: Errno,
+    },
+}
+
+/// What the shim itself contributes to QEMU's descriptors.
+#[derive(Debug)]
+pub(crate) struct Channels {
+    pub(crate) qmp: OwnedFd,
+    pub(crate) console: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+/// Everything a new process needs, opened and allocated.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    program: PathBuf,
+    program_c: CString,
+    arguments: Vec<CString>,
+    stdin: OwnedFd,
+    stderr: OwnedFd,
+    /// Our descriptor and its number in the new process.
+    descriptors: Vec<(OwnedFd, RawFd)>,
+    cgroups: Vec<OwnedFd>,
+    limits: Limits,
+    uid: u32,
+    gid: u32,
+}
+
+/// Opens everything the plan names.
+pub(crate) fn prepare(
+    plan: &LaunchPlan,
+    channels: Channels,
+    cgroups: &[PathBuf],
+) -> Result<Prepared, LaunchError> {
+    let mut arguments = vec![CString::new(plan.program.as_os_str().as_bytes())?];
+    for argument in &plan.arguments {
+        arguments.push(CString::new(argument.as_str())?);
+    }
+    let (mut qmp, mut console) = (Some(channels.qmp), Some(channels.console));
+    let mut descriptors = Vec::with_capacity(plan.descriptors.len());
+    for descriptor in &plan.descriptors {
+        let opened = match &descriptor.source {
+            Source::Qmp => qmp.take(),
+            Source::Console => console.take(),
+            Source::File {
+                beneath,
+                path,
+                access,
+            } => Some(open(&descriptor.name, beneath, path, *access)?),
+        };
+        // The plan's check has made sure that both channels are named once.
+        if let Some(opened) = opened {
+            descriptors.push((above(opened)?, descriptor.number));
+        }
+    }
+    Ok(Prepared {
+        program: plan.program.clone(),
+        program_c: CString::new(plan.program.as_os_str().as_bytes())?,
+        arguments,
+        stdin: above(open_null()?)?,
+        stderr: above(channels.stderr)?,
+        descriptors,
+        cgroups: cgroups
+            .iter()
+            .map(|leaf| open_cgroup(leaf))
+            .collect::<Result<_, _>>()?,
+        limits: plan.limits,
+        uid: plan.uid,
+        gid: plan.gid,
+    })
+}
+
+fn system(what: &'static str) -> impl FnOnce(Errno) -> LaunchError {
+    move |source| LaunchError::System { what, source }
+}
+
+/// Moves a descriptor above every number a plan may name, so that arranging them never overwrites a source.
+fn above(fd: OwnedFd) -> Result<OwnedFd, LaunchError> {
+    rustix::io::fcntl_dupfd_cloexec(&fd, DESCRIPTOR_NUMBER_MAX + 1)
+        .map_err(system("duplicating a descriptor"))
+}
+
+fn open_null() -> Result<OwnedFd, LaunchError> {
+    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(system("opening /dev/null"))
+}
+
+fn open(name: &str, beneath: &Path, path: &Path, access: Access) -> Result<OwnedFd, LaunchError> {
+    let failed = |source| LaunchError::Open {
+        name: name.to_owned(),
+        path: path.to_owned(),
+        beneath: beneath.to_owned(),
+        source,
+    };
+    let mode = match access {
+        Access::Load | Access::Read => OFlags::RDONLY,
+        Access::ReadWrite => OFlags::RDWR,
+    };
+    let directory = rustix::fs::open(
+        beneath,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(failed)?;
+    // NONBLOCK: a FIFO in a file's place must not hang us; it has no effect on a regular file.
+    let file = rustix::fs::openat2(
+        &directory,
+        path,
+        mode | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+    )
+    .map_err(failed)?;
+    let stat = rustix::fs::fstat(&file).map_err(failed)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(LaunchError::NotAFile {
+            name: name.to_owned(),
+            path: path.to_owned(),
+        });
+    }
+    if access == Access::Load && stat.st_mode & Mode::ROTH.as_raw_mode() == 0 {
+        return copy_to_memory(name, file).map_err(|source| LaunchError::Copy {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            source,
+        });
+    }
+    Ok(file)
+}
+
+/// QEMU's user opens the file once more by the descriptor's name, for which it needs read permission on the inode.
+fn copy_to_memory(name: &str, file: OwnedFd) -> io::Result<OwnedFd> {
+    let memory = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut memory = File::from(memory);
+    io::copy(&mut File::from(file), &mut memory)?;
+    let memory = OwnedFd::from(memory);
+    rustix::fs::fchmod(&memory, Mode::from_raw_mode(0o444))?;
+    rustix::fs::fcntl_add_seals(
+        &memory,
+        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
+    )?;
+    Ok(memory)
+}
+
+/// The file by which a process moves itself into a control group: `tasks` on version 1, where a write to
+/// `cgroup.procs` would wait for the whole machine; `cgroup.procs` on version 2, which has no `tasks`.
+pub(crate) fn open_cgroup(leaf: &Path) -> Result<OwnedFd, LaunchError> {
+    let open = |name| File::options().write(true).open(leaf.join(name));
+    open("tasks")
+        .or_else(|_| open("cgroup.procs"))
+        .map(OwnedFd::from)
+        .map_err(|source| LaunchError::Cgroup {
+            path: leaf.to_owned(),
+            source,
+        })
+}
+
+/// Steps of the new process, by the number it reports when one fails.
+const STEPS: [&str; 7] = [
+    "joining its control groups",
+    "setting its limits",
+    "arranging its descriptors",
+    "changing its user",
+    "giving up new privileges",
+    "binding its life to the shim's",
+    "executing the program",
+];
+
+/// Starts the process: its id, and a descriptor that becomes readable when it ends.
+///
+/// Must be called from the process's only thread: the new process dies with the *thread* that forked it.
+pub(crate) fn spawn(prepared: &Prepared) -> Result<(Pid, OwnedFd), LaunchError> {
+    let (report_read, report_write) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(system("pipe"))?;
+    let report_write = above(report_write)?;
+    let parent = rustix::process::getpid();
+    let mut argv: Vec<*const libc::c_char> = prepared
+        .arguments
+        .iter()
+        .map(|argument| argument.as_ptr())
+        .collect();
+    argv.push(std::ptr::null());
+    let envp: [*const libc::c_char; 1] = [std::ptr::null()];
+    // SAFETY: this program has one thread, so the child's memory is consistent; the child only makes system calls and
+    // ends in exec or _exit.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: we are the child of the fork above; `argv` and `envp` end in null and outlive the call.
+        let (step, errno) = unsafe { become_program(prepared, parent, argv.as_ptr(), envp.as_ptr()) };
+        let mut report = [0; 5];
+        report[0] = step;
+        report[1..].copy_from_slice(&errno.to_ne_bytes());
+        // SAFETY: plain system calls on a live descriptor and buffer; _exit runs no destructor of the parent's.
+        unsafe {
+            libc::write(report_write.as_raw_fd(), report.as_ptr().cast(), report.len());
+            libc::_exit(126)
+        }
+    }
+    let Some(pid) = Pid::from_raw(pid).filter(|_| pid > 0) else {
+        return Err(system("fork")(
+            Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::AGAIN),
+        ));
+    };
+    drop(report_write);
+    let mut report = [0; 5];
+    // EOF means that exec has closed the pipe: the program runs.
+    if rustix::io::retry_on_intr(|| rustix::io::read(&report_read, &mut report)) == Ok(report.len()) {
+        reap(pid);
+        let [step, errno @ ..] = report;
+        return Err(LaunchError::Child {
+            program: prepared.program.clone(),
+            step: STEPS.get(usize::from(step)).copied().unwrap_or("an unknown step"),
+            source: Errno::from_raw_os_error(i32::from_ne_bytes(errno)),
+        });
+    }
+    // The process can't be reaped before we wait for it, so its id can't have been reused.
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(system("pidfd_open"))?;
+    Ok((pid, pidfd))
+}
+
+/// Waits for a child that is known to end.
+fn reap(pid: Pid) {
+    let _ = rustix::io::retry_on_intr(|| {
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())
+    });
+}
+
+/// The child's half, in the only order that works. Returns the failed step and its error number.
+///
+/// # Safety
+/// To be called in a forked child of a single-threaded process, with null-terminated `argv` and `envp`.
+unsafe fn become_program(
+    prepared: &Prepared,
+    parent: Pid,
+    argv: *const *const libc::c_char,
+    envp: *const *const libc::c_char,
+) -> (u8, i32) {
+    // SAFETY: system calls on values that outlive them; no allocation, no lock.
+    unsafe {
+        let mut empty: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut empty);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut());
+        // Rust ignores SIGPIPE, and ignored signals stay ignored over exec.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::setsid();
+        libc::umask(0o022);
+        for cgroup in &prepared.cgroups {
+            if libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
+                return (0, errno());
+            }
+        }
+        let limits = [
+            (libc::RLIMIT_CORE, prepared.limits.core_bytes),
+            (libc::RLIMIT_NOFILE, prepared.limits.open_files),
+            (libc::RLIMIT_NPROC, prepared.limits.processes),
+        ];
+        for (resource, value) in limits {
+            let limit = libc::rlimit {
+                rlim_cur: value,
+                rlim_max: value,
+            };
+            if libc::setrlimit(resource, &raw const limit) != 0 {
+                return (1, errno());
+            }
+        }
+        // Everything is closed at exec but what is put in place afterwards.
+        let cloexec = libc::c_int::try_from(libc::CLOSE_RANGE_CLOEXEC).unwrap_or(4);
+        if libc::close_range(3, libc::c_uint::MAX, cloexec) != 0 {
+            return (2, errno());
+        }
+        let standard = [(&prepared.stdin, 0), (&prepared.stderr, 1), (&prepared.stderr, 2)];
+        let named = prepared.descriptors.iter().map(|(fd, number)| (fd, *number));
+        for (fd, number) in standard.into_iter().chain(named) {
+            if libc::dup2(fd.as_raw_fd(), number) < 0 {
+                return (2, errno());
+            }
+        }
+        // Groups first: without the user's power they could not be changed any more.
+        if libc::setgroups(0, std::ptr::null()) != 0
+            || libc::setresgid(prepared.gid, prepared.gid, prepared.gid) != 0
+            || libc::setresuid(prepared.uid, prepared.uid, prepared.uid) != 0
+        {
+            return (3, errno());
+        }
+        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
+            return (4, errno());
+        }
+        // After the change of user, which clears it silently; then look whether the parent was gone before.
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+            return (5, errno());
+        }
+        if libc::getppid() != parent.as_raw_nonzero().get() {
+            return (5, libc::ESRCH);
+        }
+        libc::execve(prepared.program_c.as_ptr(), argv, envp);
+        (6, errno())
+    }
+}
+
+fn errno() -> i32 {
+    // errno is thread-local and readable at any time.
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+/// Forks the supervisor: `None` in it, its id and pidfd in the monitor.
+///
+/// Must be called from the process's only thread.
+pub(crate) fn fork_supervisor() -> Result<Option<(Pid, OwnedFd)>, LaunchError> {
+    // SAFETY: this program has one thread, so both sides go on with consistent memory.
+    let pid = unsafe { libc::fork() };
+    match Pid::from_raw(pid) {
+        None => Ok(None),
+        Some(pid) if pid.as_raw_nonzero().get() > 0 => {
+            let pidfd =
+                rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(system("pidfd_open"))?;
+            Ok(Some((pid, pidfd)))
+        }
+        Some(_) => Err(system("fork")(
+            Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::AGAIN),
+        )),
+    }
+}
+
+/// Gives up root for good: this user, no groups, no capabilities, no new privileges, dead when the monitor is.
+pub(crate) fn become_unprivileged(uid: u32, monitor: Pid) -> Result<(), LaunchError> {
+    let id = libc::id_t::from(uid);
+    // SAFETY: plain system calls; leaving root clears every capability.
+    let dropped = unsafe {
+        libc::setgroups(0, std::ptr::null()) == 0
+            && libc::setresgid(id, id, id) == 0
+            && libc::setresuid(id, id, id) == 0
+    };
+    if !dropped {
+        return Err(system("giving up root")(
+            Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::PERM),
+        ));
+    }
+    rustix::thread::set_no_new_privs(true).map_err(system("giving up new privileges"))?;
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(system("binding the supervisor's life to the monitor's"))?;
+    if rustix::process::getppid() != Some(monitor) {
+        return Err(system("binding the supervisor's life to the monitor's")(
+            Errno::SRCH,
+        ));
+    }
+    Ok(())
+}
+
+/// Takes over a descriptor that the parent process passed by its number.
+///
+/// Returns `None` when there is no open descriptor of this number.
+pub(crate) fn inherited(number: RawFd) -> Option<OwnedFd> {
+    if number < 3 {
+        return None;
+    }
+    // SAFETY: the number is asked of the kernel right here; main calls this once per number, before anything else opens
+    // descriptors, so nothing in this process owns it yet.
+    let fd = unsafe {
+        if libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) != 0 {
+            return None;
+        }
+        OwnedFd::from_raw_fd(number)
+    };
+    Some(fd)
+}

@@ -1,0 +1,212 @@
+//! What do monitor and supervisor say to each other?
+//!
+//! Frames of at most one packet over a sequenced-packet socket pair. The monitor is root and parses nothing: it looks at
+//! the first byte, at fields of fixed place and size, and copies the console's tail unread.
+
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use steppe_vm::exit::{Asked, Reason, WaitStatus};
+
+use crate::console::TAIL_BYTES;
+
+/// From supervisor to monitor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// End QEMU's process.
+    Kill,
+    /// Everything that was seen, after QEMU ended.
+    Seen(Seen),
+}
+
+/// What the supervisor saw of a machine's life.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) started: bool,
+    pub(crate) reason: Reason,
+    pub(crate) asked: Asked,
+    pub(crate) tail: Vec<u8>,
+}
+
+/// From monitor to supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fact {
+    /// QEMU was executed.
+    Executed {
+        /// Its process id.
+        pid: i32,
+    },
+    /// QEMU ended.
+    Ended {
+        /// How.
+        status: WaitStatus,
+        /// When, in nanoseconds since 1970.
+        at_unix_ns: u64,
+    },
+    /// The exit record is on disk.
+    Recorded,
+}
+
+/// Largest packet: a wish with a whole tail.
+const PACKET_MAX: usize = 4 + TAIL_BYTES;
+
+/// The two ends, both closed on exec; the monitor's end blocks never.
+pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )
+}
+
+/// Sends one wish. The packet fits the socket's buffer, and there are at most two in a machine's life.
+pub(crate) fn send_wish(socket: &OwnedFd, wish: &Wish) -> Result<(), Errno> {
+    let packet = match wish {
+        Wish::Kill => vec![1],
+        Wish::Seen(seen) => {
+            let mut packet = vec![
+                2,
+                u8::from(seen.started),
+                seen.reason.to_byte(),
+                seen.asked.to_byte(),
+            ];
+            packet.extend_from_slice(&seen.tail[..seen.tail.len().min(TAIL_BYTES)]);
+            packet
+        }
+    };
+    rustix::net::send(socket, &packet, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// Receives one wish; `None` when the supervisor is gone. A packet of no known kind is an error of its sender and
+/// treated as its end.
+pub(crate) fn receive_wish(socket: &OwnedFd) -> Result<Option<Wish>, Errno> {
+    let mut packet = [0; PACKET_MAX];
+    let (_, length) = rustix::net::recv(socket, &mut packet, RecvFlags::empty())?;
+    Ok(read_wish(packet.get(..length).unwrap_or_default()))
+}
+
+fn read_wish(packet: &[u8]) -> Option<Wish> {
+    match packet {
+        [1] => Some(Wish::Kill),
+        [2, started @ (0 | 1), reason, asked, tail @ ..] => Some(Wish::Seen(Seen {
+            started: *started == 1,
+            reason: Reason::from_byte(*reason),
+            asked: Asked::from_byte(*asked),
+            tail: tail.to_vec(),
+        })),
+        _ => None,
+    }
+}
+
+/// Sends one fact.
+pub(crate) fn send_fact(socket: &OwnedFd, fact: Fact) -> Result<(), Errno> {
+    let (kind, value, at): (u8, i32, u64) = match fact {
+        Fact::Executed { pid } => (1, pid, 0),
+        Fact::Ended {
+            status: WaitStatus::Exited(status),
+            at_unix_ns,
+        } => (2, status, at_unix_ns),
+        Fact::Ended {
+            status: WaitStatus::Signaled(signal),
+            at_unix_ns,
+        } => (3, signal, at_unix_ns),
+        Fact::Ended {
+            status: WaitStatus::Unknown,
+            at_unix_ns,
+        } => (4, 0, at_unix_ns),
+        Fact::Recorded => (5, 0, 0),
+    };
+    let mut packet = [0; FACT_BYTES];
+    packet[0] = kind;
+    packet[1..5].copy_from_slice(&value.to_le_bytes());
+    packet[5..].copy_from_slice(&at.to_le_bytes());
+    rustix::net::send(socket, &packet, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// Kind, a number, a time.
+const FACT_BYTES: usize = 1 + 4 + 8;
+
+/// Receives one fact; `None` when the monitor is gone.
+pub(crate) fn receive_fact(socket: &OwnedFd) -> Result<Option<Fact>, Errno> {
+    let mut packet = [0; FACT_BYTES];
+    let (_, length) = rustix::net::recv(socket, &mut packet, RecvFlags::empty())?;
+    if length != FACT_BYTES {
+        return Ok(None);
+    }
+    let [kind, a, b, c, d, at @ ..] = packet;
+    let (value, at_unix_ns) = (i32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(at));
+    Ok(match kind {
+        1 => Some(Fact::Executed { pid: value }),
+        2 => Some(Fact::Ended {
+            status: WaitStatus::Exited(value),
+            at_unix_ns,
+        }),
+        3 => Some(Fact::Ended {
+            status: WaitStatus::Signaled(value),
+            at_unix_ns,
+        }),
+        4 => Some(Fact::Ended {
+            status: WaitStatus::Unknown,
+            at_unix_ns,
+        }),
+        5 => Some(Fact::Recorded),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_come_back() {
+        let (monitor, supervisor) = pair().unwrap();
+        let seen = Seen {
+            started: true,
+            reason: Reason::GuestPanic,
+            asked: Asked::Quit,
+            tail: vec![0xff; TAIL_BYTES],
+        };
+        for wish in [Wish::Kill, Wish::Seen(Seen::default()), Wish::Seen(seen)] {
+            send_wish(&supervisor, &wish).unwrap();
+            assert_eq!(receive_wish(&monitor).unwrap(), Some(wish));
+        }
+        for fact in [
+            Fact::Executed { pid: 7 },
+            Fact::Ended {
+                status: WaitStatus::Signaled(9),
+                at_unix_ns: u64::MAX,
+            },
+            Fact::Ended {
+                status: WaitStatus::Exited(-1),
+                at_unix_ns: 1,
+            },
+            Fact::Ended {
+                status: WaitStatus::Unknown,
+                at_unix_ns: 1,
+            },
+            Fact::Recorded,
+        ] {
+            send_fact(&monitor, fact).unwrap();
+            assert_eq!(receive_fact(&supervisor).unwrap(), Some(fact));
+        }
+        drop(supervisor);
+        assert_eq!(receive_wish(&monitor).unwrap(), None);
+    }
+
+    #[test]
+    fn no_packet_makes_the_monitor_stumble() {
+        for first in 0..=255u8 {
+            for length in 0..6 {
+                let packet: Vec<u8> = std::iter::once(first)
+                    .chain((0..length).map(|n: u8| n.wrapping_mul(77)))
+                    .collect();
+                let wish = read_wish(&packet);
+                assert!(first == 1 || first == 2 || wish.is_none());
+            }
+        }
+        assert_eq!(read_wish(&[]), None);
+    }
+}

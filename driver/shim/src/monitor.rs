@@ -1,0 +1,360 @@
+//! What does the root process of a VM do from its start to its exit record?
+//!
+//! The monitor opens what the plan names, forks the supervisor and QEMU, and waits. It parses nothing that a guest could
+//! have written. It ends with its task: QEMU dead, record written, logs read out.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal, WaitOptions};
+use steppe_vm::exit::{EXIT_VERSION, ExitRecord, WaitStatus};
+use steppe_vm::plan::LaunchPlan;
+
+use crate::launch::{self, Channels, LaunchError, Prepared};
+use crate::link::{self, Fact, Seen, Wish};
+use crate::supervise;
+
+/// How long the supervisor may take to tell what it saw after QEMU ended. It only empties buffers.
+const SEEN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the supervisor may hold the logs open for their reader, and a little more.
+const SUPERVISOR_END_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Pending connections of the control socket: the plugin and a person or two.
+const CONTROL_BACKLOG: i32 = 8;
+
+/// What surrounds a plan when the plugin runs it; by hand, most of it is absent.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    /// Directory for the exit record.
+    pub(crate) record_directory: Option<PathBuf>,
+    /// Path of the control socket.
+    pub(crate) control: Option<PathBuf>,
+    /// A connection that is there already; the VM isn't started for good before it said Continue.
+    pub(crate) client: Option<OwnedFd>,
+    /// Where the console goes.
+    pub(crate) stdout: OwnedFd,
+    /// Where QEMU's messages go.
+    pub(crate) stderr: OwnedFd,
+    /// User of the supervisor.
+    pub(crate) supervisor_uid: u32,
+    /// Control group leaves for QEMU.
+    pub(crate) vm_cgroups: Vec<PathBuf>,
+    /// Control group leaves for the shim itself.
+    pub(crate) shim_cgroups: Vec<PathBuf>,
+    /// Let the guest run as soon as QEMU answers.
+    pub(crate) continue_at_once: bool,
+}
+
+/// Why a VM could not be run to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MonitorError {
+    /// Something could not be set up, or QEMU could not be executed.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// A log named by the plugin is no FIFO and not the null device.
+    #[error("log {0} is neither a FIFO nor /dev/null")]
+    Log(PathBuf),
+    /// A path can't be used.
+    #[error("{what} {path} failed")]
+    Path {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: Errno,
+    },
+    /// A system call failed.
+    #[error("{what} failed")]
+    System {
+        what: &'static str,
+        #[source]
+        source: Errno,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(Errno) -> MonitorError {
+    move |source| MonitorError::System { what, source }
+}
+
+/// Opens one of Nomad's log FIFOs: for reading too, so that it never breaks when its reader goes and comes, and never
+/// through a link that a task may have put in its place.
+pub(crate) fn open_log(path: &Path) -> Result<OwnedFd, MonitorError> {
+    let failed = |source| MonitorError::Path {
+        what: "opening log",
+        path: path.to_owned(),
+        source,
+    };
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let log = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
+    let stat = rustix::fs::fstat(&log).map_err(failed)?;
+    // Nomad gives the null device where a job has its logs disabled: major 1, minor 3.
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3);
+    if is_null || FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
+        return Ok(log);
+    }
+    Err(MonitorError::Log(path.to_owned()))
+}
+
+/// Runs a VM to its end. In the supervisor's process this never returns.
+pub(crate) fn run(plan: &LaunchPlan, surroundings: Surroundings) -> Result<ExitRecord, MonitorError> {
+    for leaf in &surroundings.shim_cgroups {
+        let tasks = launch::open_cgroup(leaf)?;
+        let _written = rustix::io::write(&tasks, b"0").map_err(|source| MonitorError::Path {
+            what: "joining control group",
+            path: leaf.clone(),
+            source,
+        })?;
+    }
+    let (qmp, qemu_qmp) = stream_pair()?;
+    let (console, qemu_console) = stream_pair()?;
+    let (messages, qemu_stderr) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(system("pipe"))?;
+    let channels = Channels {
+        qmp: qemu_qmp,
+        console: qemu_console,
+        stderr: qemu_stderr,
+    };
+    let prepared = launch::prepare(plan, channels, &surroundings.vm_cgroups)?;
+    let listener = surroundings.control.as_deref().map(listen).transpose()?;
+    let (link, supervisor_link) = link::pair().map_err(system("socketpair"))?;
+
+    let monitor = rustix::process::getpid();
+    let Some((supervisor_pid, supervisor)) = launch::fork_supervisor()? else {
+        // In the supervisor: nothing of the plan's files and of the monitor's side stays open here.
+        drop((prepared, link));
+        supervise::main(supervise::Inherited {
+            monitor,
+            uid: surroundings.supervisor_uid,
+            link: supervisor_link,
+            qmp,
+            console,
+            messages,
+            stdout: surroundings.stdout,
+            stderr: surroundings.stderr,
+            listener,
+            client: surroundings.client,
+            continue_at_once: surroundings.continue_at_once,
+        });
+    };
+    drop((supervisor_link, qmp, console, messages, listener));
+    drop((surroundings.stdout, surroundings.stderr, surroundings.client));
+    let helper = Helper {
+        pid: supervisor_pid,
+        pidfd: supervisor,
+        link,
+    };
+    let record = watch(prepared, &helper, surroundings.record_directory.as_deref());
+    helper.end();
+    record
+}
+
+fn stream_pair() -> Result<(OwnedFd, OwnedFd), MonitorError> {
+    // QEMU sets its own end non-blocking; ours must never block the supervisor.
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(system("socketpair"))?;
+    rustix::io::ioctl_fionbio(&ours, true).map_err(system("making a socket non-blocking"))?;
+    Ok((ours, theirs))
+}
+
+fn listen(path: &Path) -> Result<OwnedFd, MonitorError> {
+    let failed = |source| MonitorError::Path {
+        what: "listening on",
+        path: path.to_owned(),
+        source,
+    };
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )
+    .map_err(failed)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path).map_err(failed)?).map_err(failed)?;
+    rustix::net::listen(&socket, CONTROL_BACKLOG).map_err(failed)?;
+    Ok(socket)
+}
+
+/// The supervisor as the monitor sees it.
+struct Helper {
+    pid: Pid,
+    pidfd: OwnedFd,
+    link: OwnedFd,
+}
+
+impl Helper {
+    fn tell(&self, fact: Fact) {
+        // A supervisor that is gone is noticed by its pidfd.
+        let _ = link::send_fact(&self.link, fact);
+    }
+
+    /// Lets the supervisor empty the logs, then makes sure that it is gone.
+    fn end(self) {
+        if !wait_readable(
+            &[self.pidfd.as_fd()],
+            Some(Instant::now() + SUPERVISOR_END_TIMEOUT),
+        )[0]
+        {
+            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        }
+        let _ = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(self.pid), WaitOptions::empty()));
+    }
+}
+
+/// From QEMU's exec to the exit record.
+fn watch(prepared: Prepared, helper: &Helper, directory: Option<&Path>) -> Result<ExitRecord, MonitorError> {
+    let (qemu_pid, qemu) = launch::spawn(&prepared)?;
+    // QEMU's locks on its disks belong to the open files: our copies must not keep them alive.
+    drop(prepared);
+    helper.tell(Fact::Executed {
+        pid: qemu_pid.as_raw_nonzero().get(),
+    });
+
+    let mut supervised = true;
+    loop {
+        let ready = wait_readable(&[qemu.as_fd(), helper.pidfd.as_fd(), helper.link.as_fd()], None);
+        if supervised && ready[2] {
+            match link::receive_wish(&helper.link) {
+                Ok(Some(Wish::Kill)) => kill(&qemu),
+                Ok(Some(Wish::Seen(_))) | Err(Errno::AGAIN | Errno::INTR) => {}
+                Ok(None) | Err(_) => supervised = false,
+            }
+        }
+        if !supervised || ready[1] {
+            // Nobody speaks for this VM any more.
+            supervised = false;
+            kill(&qemu);
+            let _gone = wait_readable(&[qemu.as_fd()], None);
+        }
+        if ready[0] || !supervised {
+            break;
+        }
+    }
+    let status = wait_status(qemu_pid);
+    let ended_at_unix_ns = unix_ns();
+    helper.tell(Fact::Ended {
+        status,
+        at_unix_ns: ended_at_unix_ns,
+    });
+    let seen = if supervised { receive_seen(helper) } else { None };
+    let (status, seen) = match seen {
+        Some(seen) => (status, seen),
+        // shim-lost: how QEMU ended is our own doing and says nothing.
+        None => (
+            WaitStatus::Unknown,
+            Seen {
+                started: true,
+                ..Seen::default()
+            },
+        ),
+    };
+    let record = ExitRecord {
+        version: EXIT_VERSION,
+        status,
+        started: seen.started,
+        reason: seen.reason,
+        asked: seen.asked,
+        ended_at_unix_ns,
+    };
+    if let Some(directory) = directory {
+        write_record(directory, &record, &seen.tail)?;
+    }
+    helper.tell(Fact::Recorded);
+    Ok(record)
+}
+
+fn kill(pidfd: &OwnedFd) {
+    // The only failure is a process that ended just now, which is what was wanted.
+    let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+}
+
+fn wait_status(pid: Pid) -> WaitStatus {
+    match rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), WaitOptions::empty())) {
+        Ok(Some((_, status))) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => WaitStatus::Exited(code),
+            (None, Some(signal)) => WaitStatus::Signaled(signal),
+            (None, None) => WaitStatus::Unknown,
+        },
+        _ => WaitStatus::Unknown,
+    }
+}
+
+fn receive_seen(helper: &Helper) -> Option<Seen> {
+    let deadline = Instant::now() + SEEN_TIMEOUT;
+    loop {
+        let ready = wait_readable(&[helper.link.as_fd(), helper.pidfd.as_fd()], Some(deadline));
+        if ready[0] {
+            match link::receive_wish(&helper.link) {
+                Ok(Some(Wish::Seen(seen))) => return Some(seen),
+                Ok(Some(Wish::Kill)) | Err(Errno::AGAIN | Errno::INTR) => {}
+                Ok(None) | Err(_) => return None,
+            }
+        } else if ready[1] || Instant::now() >= deadline {
+            return None;
+        }
+    }
+}
+
+/// Waits until one of the descriptors is readable (or hung up), at most until the deadline; says which are.
+fn wait_readable(descriptors: &[BorrowedFd<'_>], deadline: Option<Instant>) -> Vec<bool> {
+    let mut polled: Vec<PollFd<'_>> = descriptors
+        .iter()
+        .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+        .collect();
+    loop {
+        let timeout = deadline.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
+        match rustix::event::poll(&mut polled, timeout.as_ref()) {
+            Err(Errno::INTR) => {}
+            _ => return polled.iter().map(|fd| !fd.revents().is_empty()).collect(),
+        }
+    }
+}
+
+/// A duration as the kernel takes it.
+pub(crate) fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
+
+fn unix_ns() -> u64 {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Writes the console's end and then the record, each whole or not at all, and durably.
+fn write_record(directory: &Path, record: &ExitRecord, tail: &[u8]) -> Result<(), MonitorError> {
+    write_durably(directory, "console.tail", tail)?;
+    write_durably(directory, "exit.json", steppe_vm::record::line(record).as_bytes())
+}
+
+fn write_durably(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), MonitorError> {
+    let path = directory.join(name);
+    let temporary = directory.join(format!("{name}.new"));
+    let write = || -> io::Result<()> {
+        std::fs::write(&temporary, bytes)?;
+        std::fs::File::open(&temporary)?.sync_all()?;
+        std::fs::rename(&temporary, &path)?;
+        std::fs::File::open(directory)?.sync_all()
+    };
+    write().map_err(|error| MonitorError::Path {
+        what: "writing",
+        path: path.clone(),
+        source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    })
+}

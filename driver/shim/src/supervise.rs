@@ -1,0 +1,517 @@
+//! What does the unprivileged half of the shim do with QMP, console, stderr and control requests?
+//!
+//! One thread, one loop: wait for something to be ready, handle it, tell who must know. Everything QEMU or the guest says
+//! is hostile input and is parsed only here.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::process::Pid;
+use serde_json::Value;
+use steppe_qemu::qmp::{CommandId, Incoming, cont, qmp_capabilities, quit, system_powerdown};
+use steppe_vm::control::{Message, Request, State};
+use steppe_vm::exit::{Asked, EXIT_VERSION, ExitRecord, Reason};
+
+use crate::console::{Stream, TAIL_BYTES};
+use crate::control::{Asking, ClientId, Control};
+use crate::launch;
+use crate::link::{self, Fact, Seen, Wish};
+use crate::monitor::timespec;
+use crate::qmp::Qmp;
+
+/// How long QEMU may take from its exec to its first answer. Measured: 60 ms, on a busy two-core host with forty
+/// starting machines some seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the logs are held open for their reader after the end.
+const LOG_HOLD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the logs were read. A pipe says nothing when it becomes empty.
+const LOG_HOLD_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Pause between the console's readiness and reading it. A serial port writes byte by byte; collecting for a
+/// millisecond costs a quarter of the CPU time, and two milliseconds gain nothing more.
+const CONSOLE_PAUSE: Duration = Duration::from_millis(1);
+
+/// What the supervisor takes over from the monitor.
+pub(crate) struct Inherited {
+    pub(crate) monitor: Pid,
+    pub(crate) uid: u32,
+    pub(crate) link: OwnedFd,
+    pub(crate) qmp: OwnedFd,
+    pub(crate) console: OwnedFd,
+    pub(crate) messages: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+    pub(crate) listener: Option<OwnedFd>,
+    pub(crate) client: Option<OwnedFd>,
+    pub(crate) continue_at_once: bool,
+}
+
+/// A command whose reply somebody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pending {
+    Capabilities,
+    Continue(Option<ClientId>),
+    Other(ClientId),
+}
+
+struct Supervisor {
+    link: OwnedFd,
+    qmp: Option<Qmp>,
+    console: Option<OwnedFd>,
+    messages: Option<OwnedFd>,
+    stdout: Stream,
+    stderr: Stream,
+    control: Control,
+    /// The connection whose loss before the guest runs means that nobody wants this VM.
+    starter: Option<ClientId>,
+    continue_at_once: bool,
+    pending: Vec<(CommandId, Pending)>,
+    qemu_pid: i32,
+    state: State,
+    reason: Reason,
+    asked: Asked,
+    started: bool,
+    answer_deadline: Option<Instant>,
+    exit: Option<ExitRecord>,
+    hold_deadline: Option<Instant>,
+}
+
+/// The supervisor's whole life. Ends the process.
+pub(crate) fn main(inherited: Inherited) -> ! {
+    let owner_uid = rustix::process::geteuid().as_raw();
+    if let Err(error) = launch::become_unprivileged(inherited.uid, inherited.monitor) {
+        crate::complain(&error);
+        crate::end(1);
+    }
+    let mut supervisor = Supervisor::new(inherited, owner_uid);
+    while !supervisor.is_done() {
+        supervisor.turn();
+    }
+    crate::end(0);
+}
+
+/// What became ready in one turn.
+#[derive(Default)]
+struct Ready {
+    link: bool,
+    qmp_in: bool,
+    qmp_out: bool,
+    console: bool,
+    messages: bool,
+    stdout: bool,
+    stderr: bool,
+    listener: bool,
+    clients_in: Vec<ClientId>,
+    clients_out: Vec<ClientId>,
+}
+
+impl Supervisor {
+    fn new(inherited: Inherited, owner_uid: u32) -> Self {
+        let mut control = Control::new(inherited.listener, owner_uid);
+        let starter = inherited.client.map(|client| control.add(client));
+        Self {
+            link: inherited.link,
+            qmp: Some(Qmp::new(inherited.qmp)),
+            console: Some(inherited.console),
+            messages: Some(inherited.messages),
+            stdout: Stream::new(inherited.stdout),
+            stderr: Stream::new(inherited.stderr),
+            control,
+            starter,
+            continue_at_once: inherited.continue_at_once,
+            pending: Vec::new(),
+            qemu_pid: 0,
+            state: State::Starting,
+            reason: Reason::None,
+            asked: Asked::Nothing,
+            started: false,
+            answer_deadline: None,
+            exit: None,
+            hold_deadline: None,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let Some(deadline) = self.hold_deadline else {
+            return false;
+        };
+        Instant::now() >= deadline || self.stdout.is_read_out() && self.stderr.is_read_out()
+    }
+
+    /// One round: wait, then handle what is ready. QEMU's side comes before the clients', so that an answer never
+    /// overtakes the event that caused it.
+    fn turn(&mut self) {
+        let ready = self.wait();
+        if ready.link {
+            self.on_link();
+        }
+        if ready.qmp_in {
+            self.on_qmp();
+        }
+        if ready.qmp_out
+            && let Some(qmp) = &mut self.qmp
+        {
+            qmp.flush();
+        }
+        if ready.messages {
+            pump(&mut self.messages, &mut self.stderr);
+        }
+        if ready.console {
+            std::thread::sleep(CONSOLE_PAUSE);
+            pump(&mut self.console, &mut self.stdout);
+        }
+        for (is_ready, stream) in [(ready.stdout, &mut self.stdout), (ready.stderr, &mut self.stderr)] {
+            if is_ready || stream.is_waiting() {
+                stream.flush();
+            }
+        }
+        if ready.listener {
+            self.control.accept();
+        }
+        for client in ready.clients_out {
+            self.control.flush(client);
+        }
+        for client in ready.clients_in {
+            for asking in self.control.read(client, &self.state) {
+                self.on_request(asking);
+            }
+        }
+        self.look_at_the_clock_and_the_starter();
+    }
+
+    fn wait(&self) -> Ready {
+        #[derive(Clone, Copy)]
+        enum What {
+            Link,
+            Qmp,
+            Console,
+            Messages,
+            Stdout,
+            Stderr,
+            Listener,
+            Client(ClientId),
+        }
+        let writable = |wanted: bool| {
+            if wanted {
+                PollFlags::IN | PollFlags::OUT
+            } else {
+                PollFlags::IN
+            }
+        };
+        let mut watched: Vec<(What, BorrowedFd<'_>, PollFlags)> = Vec::with_capacity(8);
+        watched.push((What::Link, self.link.as_fd(), PollFlags::IN));
+        if let Some(qmp) = &self.qmp {
+            watched.push((What::Qmp, qmp.socket(), writable(qmp.is_waiting())));
+        }
+        if let Some(console) = &self.console {
+            watched.push((What::Console, console.as_fd(), PollFlags::IN));
+        }
+        if let Some(messages) = &self.messages {
+            watched.push((What::Messages, messages.as_fd(), PollFlags::IN));
+        }
+        if self.stdout.is_waiting() {
+            watched.push((What::Stdout, self.stdout.sink(), PollFlags::OUT));
+        }
+        if self.stderr.is_waiting() {
+            watched.push((What::Stderr, self.stderr.sink(), PollFlags::OUT));
+        }
+        if let Some(listener) = self.control.listener() {
+            watched.push((What::Listener, listener, PollFlags::IN));
+        }
+        for (id, socket, waiting) in self.control.sockets() {
+            watched.push((What::Client(id), socket, writable(waiting)));
+        }
+        let mut polled: Vec<PollFd<'_>> = watched
+            .iter()
+            .map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
+            .collect();
+        let timeout = self
+            .next_deadline()
+            .map(|at| timespec(at.saturating_duration_since(Instant::now())));
+        let mut ready = Ready::default();
+        if rustix::event::poll(&mut polled, timeout.as_ref()).is_err() {
+            return ready;
+        }
+        for ((what, ..), fd) in watched.iter().zip(&polled) {
+            let input = fd
+                .revents()
+                .intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
+            let output = fd.revents().intersects(PollFlags::OUT);
+            match *what {
+                What::Link => ready.link = input,
+                What::Qmp => (ready.qmp_in, ready.qmp_out) = (input, output),
+                What::Console => ready.console = input,
+                What::Messages => ready.messages = input,
+                What::Stdout => ready.stdout = output,
+                What::Stderr => ready.stderr = output,
+                What::Listener => ready.listener = input,
+                What::Client(id) => {
+                    if input {
+                        ready.clients_in.push(id);
+                    }
+                    if output {
+                        ready.clients_out.push(id);
+                    }
+                }
+            }
+        }
+        ready
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let hold = self
+            .hold_deadline
+            .map(|deadline| deadline.min(Instant::now() + LOG_HOLD_INTERVAL));
+        [self.answer_deadline, hold].into_iter().flatten().min()
+    }
+
+    fn on_link(&mut self) {
+        match link::receive_fact(&self.link) {
+            Ok(Some(Fact::Executed { pid })) => {
+                self.qemu_pid = pid;
+                self.answer_deadline = Some(Instant::now() + ANSWER_TIMEOUT);
+            }
+            Ok(Some(Fact::Ended { status, at_unix_ns })) => {
+                self.drain();
+                self.exit = Some(ExitRecord {
+                    version: EXIT_VERSION,
+                    status,
+                    started: self.started,
+                    reason: self.reason,
+                    asked: self.asked,
+                    ended_at_unix_ns: at_unix_ns,
+                });
+                let seen = Seen {
+                    started: self.started,
+                    reason: self.reason,
+                    asked: self.asked,
+                    tail: self.stdout.tail(),
+                };
+                let _ = link::send_wish(&self.link, &Wish::Seen(seen));
+            }
+            Ok(Some(Fact::Recorded)) => {
+                if let Some(exit) = self.exit.take() {
+                    let stderr = String::from_utf8_lossy(&self.stderr.tail()).into_owned();
+                    self.enter(State::Exited { exit, stderr });
+                }
+                self.hold_deadline = Some(Instant::now() + LOG_HOLD_TIMEOUT);
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            // The monitor is gone, and the kernel is about to end this process too.
+            Ok(None) | Err(_) => crate::end(1),
+        }
+    }
+
+    /// QEMU is dead: what it said is in the sockets' buffers, and no more will come.
+    fn drain(&mut self) {
+        self.answer_deadline = None;
+        while self.qmp.is_some() && self.qmp_has_more() {
+            self.on_qmp();
+        }
+        self.qmp = None;
+        for _ in 0..DRAIN_ROUNDS_MAX {
+            if self.console.is_none() && self.messages.is_none() {
+                break;
+            }
+            let before = (self.console.is_some(), self.messages.is_some());
+            let moved =
+                pump(&mut self.console, &mut self.stdout) + pump(&mut self.messages, &mut self.stderr);
+            self.stdout.flush();
+            self.stderr.flush();
+            if moved == 0 && before == (self.console.is_some(), self.messages.is_some()) {
+                break;
+            }
+        }
+        self.console = None;
+        self.messages = None;
+    }
+
+    fn qmp_has_more(&self) -> bool {
+        let Some(qmp) = &self.qmp else { return false };
+        let mut polled = [PollFd::from_borrowed_fd(qmp.socket(), PollFlags::IN)];
+        rustix::event::poll(&mut polled, Some(&timespec(Duration::ZERO))).is_ok_and(|ready| ready > 0)
+    }
+
+    fn on_qmp(&mut self) {
+        let Some(mut qmp) = self.qmp.take() else { return };
+        let open = qmp.fill();
+        loop {
+            match qmp.take() {
+                Ok(Some(Incoming::Greeting)) => {
+                    if let Ok(id) = qmp.send(&qmp_capabilities { enable: None }) {
+                        self.pending.push((id, Pending::Capabilities));
+                    }
+                }
+                Ok(Some(Incoming::Reply { id, result })) => self.on_reply(&mut qmp, id, result),
+                Ok(Some(Incoming::Event { name, data })) => self.on_event(&name, &data),
+                Ok(None) => break,
+                Err(error) => {
+                    // A QEMU that breaks its own protocol can't be controlled: it is ended, not trusted.
+                    self.note(&format!("{error}, it is killed"));
+                    self.kill();
+                    return;
+                }
+            }
+        }
+        if open {
+            self.qmp = Some(qmp);
+        }
+    }
+
+    fn on_reply(&mut self, qmp: &mut Qmp, id: CommandId, result: Result<Value, String>) {
+        let Some(position) = self.pending.iter().position(|(pending, _)| *pending == id) else {
+            return;
+        };
+        let (_, pending) = self.pending.swap_remove(position);
+        let message = match &result {
+            Ok(_) => Message::Done,
+            Err(reason) => Message::Refused {
+                reason: format!("QEMU refused: {reason}"),
+            },
+        };
+        match (pending, result) {
+            // QEMU's first answer: only now is it known to have opened all its files.
+            (Pending::Capabilities, _) => {
+                self.answer_deadline = None;
+                self.enter(State::Prepared {
+                    qemu_pid: self.qemu_pid,
+                });
+                if self.continue_at_once
+                    && let Ok(id) = qmp.send(&cont {})
+                {
+                    self.pending.push((id, Pending::Continue(None)));
+                }
+            }
+            (Pending::Continue(client), result) => {
+                if result.is_ok() {
+                    self.started = true;
+                    self.enter(State::Running {
+                        qemu_pid: self.qemu_pid,
+                    });
+                }
+                if let Some(client) = client {
+                    self.control.answer(client, &message);
+                }
+            }
+            (Pending::Other(client), _) => self.control.answer(client, &message),
+        }
+    }
+
+    fn on_event(&mut self, name: &str, data: &Value) {
+        match name {
+            "GUEST_PANICKED" => self.reason = Reason::GuestPanic,
+            // A panic is followed by a shutdown for that panic; the first word is the more exact one.
+            "SHUTDOWN" if self.reason != Reason::GuestPanic => {
+                let reason = data.get("reason").and_then(Value::as_str).unwrap_or_default();
+                self.reason = Reason::from_qmp(reason);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_request(&mut self, Asking { client, request }: Asking) {
+        let prepared = matches!(self.state, State::Prepared { .. });
+        let running = matches!(self.state, State::Running { .. });
+        let refused = |reason: &str| Err(reason.to_owned());
+        let sent = match request {
+            Request::Continue if prepared => self
+                .command(&cont {})
+                .map(|id| self.pending.push((id, Pending::Continue(Some(client))))),
+            Request::Continue => refused("the machine is not waiting to be continued"),
+            Request::PowerButton if running => {
+                self.asked = self.asked.max(Asked::PowerButton);
+                self.command(&system_powerdown {})
+                    .map(|id| self.pending.push((id, Pending::Other(client))))
+            }
+            Request::Quit if running || prepared => {
+                self.asked = self.asked.max(Asked::Quit);
+                self.command(&quit {})
+                    .map(|id| self.pending.push((id, Pending::Other(client))))
+            }
+            Request::PowerButton | Request::Quit => refused("the machine is not running"),
+            Request::Kill => {
+                self.asked = Asked::Kill;
+                self.kill();
+                self.control.answer(client, &Message::Done);
+                return;
+            }
+            Request::Hello { .. } => refused("hello was said before"),
+        };
+        if let Err(reason) = sent {
+            self.control.answer(client, &Message::Refused { reason });
+        }
+    }
+
+    fn command<C: qapi_spec::Command>(&mut self, command: &C) -> Result<CommandId, String> {
+        let qmp = self
+            .qmp
+            .as_mut()
+            .ok_or_else(|| "QEMU has closed its QMP connection".to_owned())?;
+        qmp.send(command).map_err(|error| error.to_string())
+    }
+
+    fn look_at_the_clock_and_the_starter(&mut self) {
+        if self
+            .answer_deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+        {
+            self.answer_deadline = None;
+            let seconds = ANSWER_TIMEOUT.as_secs();
+            self.enter(State::Failed {
+                reason: format!("QEMU did not answer over QMP within {seconds} s"),
+            });
+            self.kill();
+        }
+        let lost = self.starter.is_some_and(|starter| !self.control.has(starter));
+        if lost {
+            self.starter = None;
+            if !self.started {
+                self.note("the driver is gone before the guest was started, QEMU is killed");
+                self.kill();
+            }
+        }
+    }
+
+    /// Asks the monitor, who alone has the power, to end QEMU.
+    fn kill(&self) {
+        let _ = link::send_wish(&self.link, &Wish::Kill);
+    }
+
+    fn enter(&mut self, state: State) {
+        self.state = state;
+        self.control.announce(&self.state);
+    }
+
+    /// A message of our own beside QEMU's.
+    fn note(&mut self, text: &str) {
+        self.stderr.push(format!("microvm-shim: {text}\n").as_bytes());
+    }
+}
+
+/// Most rounds of emptying buffers at the end; each moves up to 64 KiB, and a socket holds a few hundred.
+const DRAIN_ROUNDS_MAX: usize = 1000;
+
+/// Moves what is there from a source into a stream; the source is closed at its end. Returns the number of bytes.
+fn pump(source: &mut Option<OwnedFd>, stream: &mut Stream) -> usize {
+    let Some(fd) = source else { return 0 };
+    let mut buffer = [0; TAIL_BYTES * 4];
+    match rustix::io::read(&*fd, &mut buffer) {
+        Ok(0) => {
+            *source = None;
+            0
+        }
+        Ok(n) => {
+            stream.push(buffer.get(..n).unwrap_or_default());
+            n
+        }
+        Err(Errno::AGAIN | Errno::INTR) => 0,
+        Err(_) => {
+            *source = None;
+            0
+        }
+    }
+}
