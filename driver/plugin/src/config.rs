@@ -1,0 +1,443 @@
+//! What may an operator set, and what may a task's `config` block say?
+//!
+//! Each key is one row of a table with type, default, meaning and example: the schema that Nomad enforces and the printed
+//! reference (`--options`, `jobs/README.md`) are both made from the rows, so they can't differ.
+
+mod decode;
+mod schema;
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+use tracing::level_filters::LevelFilter;
+
+pub(crate) use decode::{DecodeError, task};
+
+/// One key of a configuration block.
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) required: bool,
+    /// The default as HCL source, empty where there is none.
+    pub(crate) default: &'static str,
+    pub(crate) meaning: &'static str,
+    pub(crate) example: &'static str,
+}
+
+/// What a key holds.
+pub(crate) enum Kind {
+    String,
+    Bool,
+    StringList,
+    NumberMap,
+    /// Repeated blocks, in order.
+    Blocks(&'static [Key]),
+}
+
+const fn key(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    meaning: &'static str,
+    example: &'static str,
+) -> Key {
+    Key {
+        name,
+        kind,
+        required: false,
+        default,
+        meaning,
+        example,
+    }
+}
+
+const fn required(name: &'static str, kind: Kind, meaning: &'static str, example: &'static str) -> Key {
+    Key {
+        name,
+        kind,
+        required: true,
+        default: "",
+        meaning,
+        example,
+    }
+}
+
+/// Keys of the agent's `plugin "nomad-driver-microvm" { config { … } }`.
+const OPTIONS: &[Key] = &[
+    key(
+        "enabled",
+        Kind::Bool,
+        "true",
+        "whether this node offers the driver",
+        "enabled = false",
+    ),
+    key(
+        "image_paths",
+        Kind::StringList,
+        "[]",
+        "absolute directories in which a job's kernel and initrd names are looked up, first match wins",
+        "image_paths = [\"/var/lib/steppe/images\"]",
+    ),
+    key(
+        "user_network",
+        Kind::Bool,
+        "false",
+        "whether jobs may use QEMU's user-mode network (network \"user\"): no way out, only Nomad's ports in",
+        "user_network = true",
+    ),
+    key(
+        "accelerator",
+        Kind::String,
+        "\"auto\"",
+        "\"kvm\": hardware or nothing; \"tcg\": emulation; \"auto\": kvm where a timed loop proves it, else tcg",
+        "accelerator = \"kvm\"",
+    ),
+    key(
+        "qemu",
+        Kind::String,
+        "\"qemu-system-x86_64\"",
+        "QEMU's program, a name in PATH or an absolute path",
+        "qemu = \"/usr/bin/qemu-system-x86_64\"",
+    ),
+    key(
+        "shim",
+        Kind::String,
+        "\"\"",
+        "absolute path of microvm-shim; empty: beside the plugin",
+        "shim = \"/usr/lib/steppe/microvm-shim\"",
+    ),
+    key(
+        "state_dir",
+        Kind::String,
+        "\"/var/lib/steppe/driver\"",
+        "where records, exit records and logs are kept; one per agent, on a disk that survives a reboot",
+        "state_dir = \"/var/lib/steppe/driver\"",
+    ),
+    key(
+        "run_dir",
+        Kind::String,
+        "\"/run/steppe\"",
+        "where sockets are kept; may be shared by agents; its path is short, because a socket's is at most 107 bytes",
+        "run_dir = \"/run/steppe\"",
+    ),
+    key(
+        "vm_uids",
+        Kind::String,
+        "\"1900000000-1900065535\"",
+        "range of user ids that VMs run as, two each; nobody else may use them",
+        "vm_uids = \"1900000000-1900065535\"",
+    ),
+    key(
+        "log_level",
+        Kind::String,
+        "\"info\"",
+        "least level that is logged: trace, debug, info, warn, error",
+        "log_level = \"debug\"",
+    ),
+];
+
+/// Keys of a task's `config` block.
+const TASK: &[Key] = &[
+    required(
+        "kernel",
+        Kind::String,
+        "the kernel, an x86-64 ELF image (starts fastest) or bzImage: a file beneath local/, secrets/ or alloc/, or a name \
+         in the operator's image_paths",
+        "kernel = \"local/vmlinuz\"",
+    ),
+    key(
+        "machine",
+        Kind::String,
+        "\"microvm\"",
+        "the machine profile; \"microvm\" is the only one so far",
+        "machine = \"microvm\"",
+    ),
+    key(
+        "initrd",
+        Kind::String,
+        "",
+        "the initial RAM disk, named like kernel",
+        "initrd = \"local/initrd.img\"",
+    ),
+    key(
+        "cmdline",
+        Kind::String,
+        "",
+        "kernel command line, at most 2047 bytes with what the driver puts before it (console, panic, TSC)",
+        "cmdline = \"root=/dev/vda rw quiet\"",
+    ),
+    key(
+        "accelerator",
+        Kind::String,
+        "\"auto\"",
+        "\"kvm\", \"tcg\" or \"auto\"",
+        "accelerator = \"kvm\"",
+    ),
+    key(
+        "disk",
+        Kind::Blocks(DISK),
+        "",
+        "a disk; the first is /dev/vda; at most 22 with the networks",
+        "disk { … }",
+    ),
+    key(
+        "network",
+        Kind::Blocks(NETWORK),
+        "",
+        "a network interface; the first is eth0",
+        "network { … }",
+    ),
+];
+
+/// Keys of a `disk` block.
+const DISK: &[Key] = &[
+    required(
+        "name",
+        Kind::String,
+        "unique in the task, a-z, 0-9 and -, at most 20; the serial number in the guest",
+        "name = \"data\"",
+    ),
+    required(
+        "file",
+        Kind::String,
+        "a file beneath local/ or alloc/; it stays there when the task ends",
+        "file = \"local/data.qcow2\"",
+    ),
+    required(
+        "format",
+        Kind::String,
+        "\"raw\" or \"qcow2\": stated, never guessed",
+        "format = \"qcow2\"",
+    ),
+    key(
+        "read_only",
+        Kind::Bool,
+        "false",
+        "whether the guest is refused writing",
+        "read_only = true",
+    ),
+];
+
+/// Keys of a `network` block.
+const NETWORK: &[Key] = &[
+    required(
+        "name",
+        Kind::String,
+        "\"user\": QEMU's user-mode network, where the operator allows it",
+        "name = \"user\"",
+    ),
+    key(
+        "ports",
+        Kind::StringList,
+        "[]",
+        "labels of Nomad ports that lead into the guest, TCP unless \"/udp\" is added; the guest's port is the job's `to`, \
+         else port_map's, else the host's number",
+        "ports = [\"http\", \"dns/udp\"]",
+    ),
+    key(
+        "port_map",
+        Kind::NumberMap,
+        "{}",
+        "guest port by label; wins over `to`",
+        "port_map = { http = 8080 }",
+    ),
+];
+
+/// Schema of the plugin options, as Nomad wants it.
+pub(crate) fn options_schema() -> Spec {
+    schema::object(OPTIONS)
+}
+
+/// Schema of a task's `config` block.
+pub(crate) fn task_schema() -> Spec {
+    schema::object(TASK)
+}
+
+/// Both tables as Markdown.
+pub(crate) fn reference() -> String {
+    let mut text = String::from("# Plugin options\n\n");
+    schema::table("", OPTIONS, &mut text);
+    text.push_str("\n# Keys of a task's config block\n\n");
+    schema::table("", TASK, &mut text);
+    text
+}
+
+/// Checked plugin options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) enabled: bool,
+    pub(crate) image_paths: Vec<PathBuf>,
+    pub(crate) user_network: bool,
+    pub(crate) accelerator: AcceleratorOption,
+    pub(crate) qemu: PathBuf,
+    pub(crate) shim: Option<PathBuf>,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) vm_uids: RangeInclusive<u32>,
+    pub(crate) log_level: LevelFilter,
+}
+
+/// The option `accelerator`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AcceleratorOption {
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+/// Why plugin options are refused. Nomad's agent shows the text and does not start.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OptionsError {
+    #[error("plugin option {name} = {value:?} is not known: use {allowed}")]
+    Word {
+        name: &'static str,
+        value: String,
+        allowed: &'static str,
+    },
+    #[error(
+        "plugin option {name} = {value:?} is not an absolute path without \"..\": write one that begins with /"
+    )]
+    Path { name: &'static str, value: String },
+    #[error(
+        "plugin option run_dir = {value:?} is longer than {RUN_DIR_MAX_BYTES} bytes: a socket beneath it would have no room"
+    )]
+    RunDir { value: String },
+    #[error("plugin option qemu is empty: name QEMU's program, such as qemu-system-x86_64")]
+    Qemu,
+    #[error(
+        "plugin option vm_uids = {value:?} is not a range of at least two user ids between {UID_MIN} and {UID_MAX}: \
+         write one such as 1900000000-1900065535"
+    )]
+    Uids { value: String },
+}
+
+/// Room for `/<16 hex>/<45 bytes of task key>/control.sock` in a socket's 107 bytes.
+const RUN_DIR_MAX_BYTES: usize = 30;
+
+/// Below are the host's own users (Debian's policy, §9.2.2).
+const UID_MIN: u32 = 65_536;
+
+/// Above are ids that the kernel and some programs take for signed or invalid ones.
+const UID_MAX: u32 = 2_147_483_646;
+
+/// Options as decoded; absent ones are `None`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RawOptions {
+    enabled: Option<bool>,
+    image_paths: Option<Vec<String>>,
+    user_network: Option<bool>,
+    accelerator: Option<String>,
+    qemu: Option<String>,
+    shim: Option<String>,
+    state_dir: Option<String>,
+    run_dir: Option<String>,
+    vm_uids: Option<String>,
+    log_level: Option<String>,
+}
+
+/// Decodes and checks plugin options. Pure.
+pub(crate) fn options(msgpack: &[u8]) -> Result<Options, OptionsOrDecodeError> {
+    let raw: RawOptions = decode::any(msgpack)?;
+    Ok(check_options(raw)?)
+}
+
+/// Why plugin options are refused, or can't be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OptionsOrDecodeError {
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    #[error("plugin options can't be read")]
+    Decode(#[from] DecodeError),
+}
+
+fn check_options(raw: RawOptions) -> Result<Options, OptionsError> {
+    let text = |value: Option<String>, default: &str| value.unwrap_or_else(|| default.to_owned());
+    let accelerator = match text(raw.accelerator, "auto").as_str() {
+        "auto" => AcceleratorOption::Auto,
+        "kvm" => AcceleratorOption::Kvm,
+        "tcg" => AcceleratorOption::Tcg,
+        other => return Err(word("accelerator", other, "\"auto\", \"kvm\" or \"tcg\"")),
+    };
+    let log_level = match text(raw.log_level, "info").as_str() {
+        "trace" => LevelFilter::TRACE,
+        "debug" => LevelFilter::DEBUG,
+        "info" => LevelFilter::INFO,
+        "warn" => LevelFilter::WARN,
+        "error" => LevelFilter::ERROR,
+        other => return Err(word("log_level", other, "trace, debug, info, warn or error")),
+    };
+    let qemu = text(raw.qemu, "qemu-system-x86_64");
+    if qemu.is_empty() {
+        return Err(OptionsError::Qemu);
+    }
+    let qemu = if qemu.contains('/') {
+        absolute("qemu", &qemu)?
+    } else {
+        PathBuf::from(qemu)
+    };
+    let shim = match text(raw.shim, "") {
+        empty if empty.is_empty() => None,
+        path => Some(absolute("shim", &path)?),
+    };
+    let image_paths = raw.image_paths.unwrap_or_default();
+    let run_dir = text(raw.run_dir, "/run/steppe");
+    if run_dir.len() > RUN_DIR_MAX_BYTES {
+        return Err(OptionsError::RunDir { value: run_dir });
+    }
+    Ok(Options {
+        enabled: raw.enabled.unwrap_or(true),
+        image_paths: image_paths
+            .iter()
+            .map(|path| absolute("image_paths", path))
+            .collect::<Result<_, _>>()?,
+        user_network: raw.user_network.unwrap_or(false),
+        accelerator,
+        qemu,
+        shim,
+        state_dir: absolute("state_dir", &text(raw.state_dir, "/var/lib/steppe/driver"))?,
+        run_dir: absolute("run_dir", &run_dir)?,
+        vm_uids: uids(&text(raw.vm_uids, "1900000000-1900065535"))?,
+        log_level,
+    })
+}
+
+fn word(name: &'static str, value: &str, allowed: &'static str) -> OptionsError {
+    OptionsError::Word {
+        name,
+        value: value.to_owned(),
+        allowed,
+    }
+}
+
+fn absolute(name: &'static str, value: &str) -> Result<PathBuf, OptionsError> {
+    let path = PathBuf::from(value);
+    let plain =
+        !value.chars().any(char::is_control) && !path.components().any(|part| part.as_os_str() == "..");
+    if path.is_absolute() && plain {
+        Ok(path)
+    } else {
+        Err(OptionsError::Path {
+            name,
+            value: value.to_owned(),
+        })
+    }
+}
+
+fn uids(value: &str) -> Result<RangeInclusive<u32>, OptionsError> {
+    let range = value
+        .split_once('-')
+        .and_then(|(from, to)| Some(from.parse().ok()?..=to.parse().ok()?));
+    range
+        .filter(|range: &RangeInclusive<u32>| {
+            *range.start() >= UID_MIN && *range.end() <= UID_MAX && range.start() < range.end()
+        })
+        .ok_or_else(|| OptionsError::Uids {
+            value: value.to_owned(),
+        })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! Is the driver healthy on this host, and what can be constrained on?
+//!
+//! Attributes are stable: the same host gives the same ones at each look, or every look would be a change of the node.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::config::AcceleratorOption;
+use crate::host::chain;
+use crate::instance::Instance;
+
+/// How long QEMU may take to say its version.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What Nomad's node shows of the driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fingerprint {
+    pub(crate) health: Health,
+    pub(crate) attributes: BTreeMap<&'static str, Value>,
+}
+
+/// Whether jobs are placed here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// Hidden: not meant to be used.
+    Undetected(String),
+    /// Shown, with the reason why not.
+    Unhealthy(String),
+    /// Ready.
+    Healthy(String),
+}
+
+/// An attribute's value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Value {
+    Text(String),
+    Bool(bool),
+    Integer(i64),
+}
+
+/// QEMU's version, kept as long as its file stays the same.
+#[derive(Debug, Default)]
+pub(crate) struct VersionCache(Option<(PathBuf, Option<SystemTime>, String)>);
+
+impl VersionCache {
+    fn get(&mut self, qemu: &Path) -> Option<String> {
+        let modified = std::fs::metadata(qemu).and_then(|data| data.modified()).ok();
+        if let Some((path, at, version)) = &self.0
+            && path == qemu
+            && *at == modified
+        {
+            return Some(version.clone());
+        }
+        let version = ask_version(qemu)?;
+        self.0 = Some((qemu.to_owned(), modified, version.clone()));
+        Some(version)
+    }
+}
+
+/// Looks at the host. Blocks: a few hundred milliseconds the first time, microseconds later.
+pub(crate) fn look(instance: &Instance, versions: &mut VersionCache) -> Fingerprint {
+    let nothing = |health| Fingerprint {
+        health,
+        attributes: BTreeMap::new(),
+    };
+    if !instance.options.enabled {
+        return nothing(Health::Undetected(
+            "the plugin option enabled is false".to_owned(),
+        ));
+    }
+    if let Err(error) = instance.state() {
+        return nothing(Health::Unhealthy(chain(&error)));
+    }
+    let Some(qemu) = instance.qemu() else {
+        let name = instance.options.qemu.display();
+        return nothing(Health::Unhealthy(format!(
+            "QEMU is missing: {name} is not a program; install qemu-system-x86"
+        )));
+    };
+    let Some(version) = versions.get(&qemu) else {
+        return nothing(Health::Unhealthy(format!(
+            "QEMU does not say its version: {} --version",
+            qemu.display()
+        )));
+    };
+    if instance.shim().is_none() {
+        return nothing(Health::Unhealthy(
+            "microvm-shim is missing: install it beside the plugin, or set the plugin option shim".to_owned(),
+        ));
+    }
+    let kvm = instance.kvm();
+    let accelerator = match (instance.options.accelerator, &kvm) {
+        (AcceleratorOption::Kvm, Err(reason)) => {
+            return nothing(Health::Unhealthy(format!(
+                "the plugin option accelerator is \"kvm\", but {reason}"
+            )));
+        }
+        (AcceleratorOption::Tcg, _) | (_, Err(_)) => "tcg",
+        (_, Ok(())) => "kvm",
+    };
+    let mut attributes = BTreeMap::from([
+        (
+            "driver.microvm.version",
+            Value::Text(env!("CARGO_PKG_VERSION").to_owned()),
+        ),
+        ("driver.microvm.qemu.version", Value::Text(version)),
+        ("driver.microvm.accelerator", Value::Text(accelerator.to_owned())),
+        ("driver.microvm.kvm", Value::Bool(accelerator == "kvm")),
+        ("driver.microvm.machine.microvm", Value::Bool(true)),
+        // Rounded: two measurements of the same clock differ in the last digits.
+        (
+            "driver.microvm.tsc_mhz",
+            Value::Integer(i64::from(instance.tsc_khz() + 500) / 1000),
+        ),
+    ]);
+    if instance.options.user_network {
+        let _none = attributes.insert("driver.microvm.network.user", Value::Text("user".to_owned()));
+    }
+    let description = match (instance.options.accelerator, kvm) {
+        (AcceleratorOption::Auto, Err(reason)) => format!("Healthy, by emulation (tcg): {reason}"),
+        (AcceleratorOption::Tcg, _) => "Healthy, by emulation (tcg) as configured".to_owned(),
+        _ => "Healthy".to_owned(),
+    };
+    Fingerprint {
+        health: Health::Healthy(description),
+        attributes,
+    }
+}
+
+/// Runs `qemu --version` with a deadline and nothing of ours to inherit.
+fn ask_version(qemu: &Path) -> Option<String> {
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(qemu)
+        .arg("--version")
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let mut output = child.stdout.take()?;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let _reader = std::thread::Builder::new()
+        .name("qemu-version".into())
+        .spawn(move || {
+            let mut text = Vec::new();
+            let _length = output.by_ref().take(4096).read_to_end(&mut text);
+            drop(sender.send(text));
+        });
+    let text = receiver.recv_timeout(VERSION_TIMEOUT).ok();
+    drop(child.kill());
+    drop(child.wait());
+    parse_version(&String::from_utf8_lossy(&text?))
+}
+
+/// `QEMU emulator version 7.2.22 (Debian …)`.
+fn parse_version(text: &str) -> Option<String> {
+    let version = text
+        .lines()
+        .next()?
+        .strip_prefix("QEMU emulator version ")?
+        .split_whitespace()
+        .next()?;
+    version
+        .starts_with(|c: char| c.is_ascii_digit())
+        .then(|| version.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_read_from_qemus_own_line() {
+        let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright (c) 2003-2022\n";
+        assert_eq!(parse_version(debian).as_deref(), Some("7.2.22"));
+        assert_eq!(
+            parse_version("QEMU emulator version 10.0.2\n").as_deref(),
+            Some("10.0.2")
+        );
+        for text in ["", "bash 5", "QEMU emulator version ", "QEMU emulator version x"] {
+            assert_eq!(parse_version(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Which user ids does a VM get, and how is it made sure that no other VM has them?
+//!
+//! Each VM has a pair: an even offset for QEMU, the next for its supervisor. A lease is a symbolic link named by the id;
+//! making one is atomic and carries its owner, `<instance>/<task key>`, in the same step. The directory is shared by all
+//! driver instances with the same `run_dir`.
+
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+/// No pair is free, or the leases can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LeaseError {
+    #[error("all user ids of vm_uids are in use: widen the plugin option or stop a VM")]
+    Exhausted,
+    #[error("user id lease {path} can't be made")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The first pair that is free, looked for from a place that depends on the owner, so that instances seldom meet.
+pub(crate) fn candidate(
+    directory: &Path,
+    range: &RangeInclusive<u32>,
+    owner: &str,
+) -> Result<u32, LeaseError> {
+    let ids = range.end() - range.start() + 1;
+    let pairs = ids / 2;
+    let start = owner.bytes().fold(0u32, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(u32::from(byte))
+    });
+    (0..pairs)
+        .map(|n| range.start() + (start.wrapping_add(n) % pairs) * 2)
+        .find(|uid| std::fs::symlink_metadata(link(directory, *uid)).is_err())
+        .ok_or(LeaseError::Exhausted)
+}
+
+/// Leases a pair; false if somebody else was faster.
+pub(crate) fn lease(directory: &Path, uid: u32, owner: &str) -> Result<bool, LeaseError> {
+    let path = link(directory, uid);
+    std::fs::create_dir_all(directory).map_err(|source| LeaseError::Io {
+        path: directory.to_owned(),
+        source,
+    })?;
+    match std::os::unix::fs::symlink(owner, &path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(source) => Err(LeaseError::Io { path, source }),
+    }
+}
+
+/// Gives a pair back, if it is this owner's.
+pub(crate) fn release(directory: &Path, uid: u32, owner: &str) -> Result<(), LeaseError> {
+    let path = link(directory, uid);
+    match std::fs::read_link(&path) {
+        Ok(holder) if holder == Path::new(owner) => {
+            std::fs::remove_file(&path).map_err(|source| LeaseError::Io { path, source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn link(directory: &Path, uid: u32) -> PathBuf {
+    directory.join(uid.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_leased_once_and_given_back_by_their_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path().join("uids");
+        let range = 1000..=1005;
+        let mut leased = Vec::new();
+        for owner in ["i/a", "i/b", "i/c"] {
+            let uid = candidate(&directory, &range, owner).unwrap();
+            assert!(lease(&directory, uid, owner).unwrap());
+            leased.push(uid);
+        }
+        leased.sort_unstable();
+        assert_eq!(leased, [1000, 1002, 1004]);
+        assert!(matches!(
+            candidate(&directory, &range, "i/d"),
+            Err(LeaseError::Exhausted)
+        ));
+        assert!(!lease(&directory, 1002, "i/d").unwrap());
+        release(&directory, 1002, "i/d").unwrap();
+        assert!(matches!(
+            candidate(&directory, &range, "i/d"),
+            Err(LeaseError::Exhausted)
+        ));
+        for owner in ["i/a", "i/b", "i/c"] {
+            for uid in &leased {
+                release(&directory, *uid, owner).unwrap();
+            }
+        }
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,123 @@
+//! How is a task found again that an earlier process started?
+
+use std::sync::Arc;
+
+use steppe_vm::record::{Record, task_key};
+use tokio::sync::watch;
+
+use super::shim::Shim;
+use super::start::{adopt, blocking, settle, undo_of};
+use super::undo::Undo;
+use super::{Ended, Failure, Task};
+use crate::host::{chain, records};
+use crate::service::Driver;
+
+/// Version of a handle's `driver_state`.
+pub(crate) const HANDLE_VERSION: i32 = 1;
+
+/// What Nomad keeps for us: only where the record is. Everything else about a task is in it.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct DriverState {
+    /// The task's key.
+    record: String,
+}
+
+/// The bytes of a handle's `driver_state`.
+pub(crate) fn driver_state(task: &Task) -> Vec<u8> {
+    let record = task_key(&task.header.alloc_id, &task.header.task_id);
+    steppe_vm::record::line(&DriverState { record }).into_bytes()
+}
+
+/// The key in a handle's `driver_state`, if it is one that could be ours: it becomes part of a path.
+fn record_key(driver_state: &[u8]) -> Option<String> {
+    let state: DriverState = serde_json::from_slice(driver_state).ok()?;
+    let plain = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-' || byte == b'.';
+    (state.record.len() > 8 && !state.record.starts_with('.') && state.record.bytes().all(plain))
+        .then_some(state.record)
+}
+
+/// Takes a task back. A VM that ended meanwhile is taken back too, with its end.
+pub(crate) async fn recover(
+    driver: &Arc<Driver>,
+    task_id: &str,
+    version: i32,
+    driver_state: &[u8],
+) -> Result<(), Failure> {
+    if version != HANDLE_VERSION {
+        return Err(Failure::Denied(format!(
+            "the task was started by another release (handle version {version}, this one reads {HANDLE_VERSION}); the VM \
+             is left alone"
+        )));
+    }
+    if driver.tasks.get(task_id).is_some() {
+        return Ok(());
+    }
+    let Some(key) = record_key(driver_state) else {
+        return Err(Failure::Denied(
+            "the handle does not say where the task's record is".to_owned(),
+        ));
+    };
+    let (record, undo) = find(driver, key).await?;
+    if record.header.task_id != task_id {
+        return Err(Failure::Denied(format!(
+            "the record is that of another task, {:?}",
+            record.header.task_id
+        )));
+    }
+    if record.header.boot_id != records::boot_id() {
+        return Err(Failure::Denied(
+            "the host was restarted, and the VM with it".to_owned(),
+        ));
+    }
+    let Some(started_at_unix_ns) = record.started_at_unix_ns() else {
+        return Err(Failure::Denied(
+            "the task's start was interrupted before the guest ran".to_owned(),
+        ));
+    };
+    match Shim::connect(&undo.run_directory.join("control.sock")).await {
+        Ok(shim) => {
+            let _task = adopt(driver, record.header, started_at_unix_ns, shim, undo);
+        }
+        Err(error) => {
+            tracing::info!(
+                task = task_id,
+                reason = chain(&error),
+                "a VM ended while nobody watched"
+            );
+            let ended = settle(&undo.directory).await;
+            driver.events.say(&record.header, &ended.outcome.sentence);
+            driver
+                .tasks
+                .insert(Arc::new(ended_task(record, started_at_unix_ns, ended, undo)));
+        }
+    }
+    Ok(())
+}
+
+async fn find(driver: &Arc<Driver>, key: String) -> Result<(Record, Arc<Undo>), Failure> {
+    let instance = driver.instance()?;
+    blocking(move || {
+        let state = instance.state().map_err(|error| Failure::retryable(&error))?;
+        let undo = Arc::new(undo_of(&instance, &state, &key));
+        match records::read(&undo.directory) {
+            Ok(Some(record)) => Ok((record, undo)),
+            Ok(None) => Err(Failure::Denied(format!(
+                "nothing is known of the task: no record in {}",
+                undo.directory.display()
+            ))),
+            Err(error) => Err(Failure::denied(&error)),
+        }
+    })
+    .await
+}
+
+fn ended_task(record: Record, started_at_unix_ns: u64, ended: Ended, undo: Arc<Undo>) -> Task {
+    let (_sender, ended) = watch::channel(Some(ended));
+    Task {
+        header: record.header,
+        started_at_unix_ns,
+        shim: None,
+        ended,
+        undo,
+    }
+}

@@ -1,0 +1,447 @@
+//! In which order is a VM started?
+//!
+//! Check everything → write the record → name each step and do it → wait for QEMU's first answer → let the guest run.
+//! Any failure after the record takes everything back before it is reported.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use steppe_vm::Vm;
+use steppe_vm::control::{Request, State};
+use steppe_vm::record::{Header, RECORD_VERSION, Step, task_key};
+use steppe_vm::vm::Accelerator;
+
+use super::shim::{Command, Shim, View};
+use super::undo::{self, Undo};
+use super::{Ended, Failure, Order, Task};
+use crate::config;
+use crate::host::files::{self, Places, Roots};
+use crate::host::records::{self, RecordFile};
+use crate::host::state_dir::{StateDir, make_private};
+use crate::host::{cgroup, chain, kvm, uids, unix_ns};
+use crate::instance::Instance;
+use crate::service::Driver;
+
+/// How long the shim may take until QEMU has answered. The shim gives up by itself after 20 s and says why.
+const PREPARED_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// How long an old shim of the same task may take to be gone.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Starts the VM of a task.
+pub(crate) async fn start(driver: &Arc<Driver>, order: Order) -> Result<Arc<Task>, Failure> {
+    let instance = driver.instance()?;
+    let prepared = {
+        let (driver, instance, order) = (Arc::clone(driver), Arc::clone(&instance), order.clone());
+        blocking(move || prepare(&driver, &instance, &order)).await?
+    };
+    let Prepared { undo, .. } = &prepared;
+    let undo = Arc::clone(undo);
+    match launch(driver, order, prepared).await {
+        Ok(task) => Ok(task),
+        Err(failure) => Err(take_back(undo, failure).await),
+    }
+}
+
+/// Runs something that blocks for milliseconds off the runtime's threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let ended = tokio::task::spawn_blocking(work).await;
+    ended.unwrap_or_else(|_| {
+        Err(Failure::Denied(
+            "the driver failed inside, its log says where".to_owned(),
+        ))
+    })
+}
+
+/// Takes a failed start back; the failure says so if that failed as well.
+async fn take_back(undo: Arc<Undo>, failure: Failure) -> Failure {
+    let undone = blocking(move || undo.run().map_err(|error| Failure::denied(&error))).await;
+    match (undone, failure) {
+        (Ok(()), failure) => failure,
+        (Err(Failure::Denied(also) | Failure::Retryable(also)), Failure::Denied(first)) => {
+            Failure::Denied(format!("{first}; then {also}"))
+        }
+        (Err(Failure::Denied(also) | Failure::Retryable(also)), Failure::Retryable(first)) => {
+            Failure::Retryable(format!("{first}; then {also}"))
+        }
+    }
+}
+
+/// Everything done but the shim's start.
+struct Prepared {
+    header: Header,
+    record: RecordFile,
+    undo: Arc<Undo>,
+    shim: ShimStart,
+    notices: Vec<String>,
+    _logs: Logs,
+}
+
+/// What the shim will be started with.
+struct ShimStart {
+    program: PathBuf,
+    plan: PathBuf,
+    control: PathBuf,
+    uid: u32,
+    leaves: Vec<PathBuf>,
+    log: File,
+    lock: OwnedFd,
+}
+
+/// Both log FIFOs, held open until the start has succeeded or failed: a failure before anybody opened them would show
+/// only after Nomad's log collector gave up waiting, four seconds later.
+struct Logs {
+    _stdout: Option<OwnedFd>,
+    _stderr: Option<OwnedFd>,
+}
+
+impl Logs {
+    fn open(order: &Order) -> Self {
+        // Whether these are FIFOs is the shim's business; a wrong one is refused there.
+        let open = |path: &str| {
+            let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
+            rustix::fs::open(path, flags, Mode::empty()).ok()
+        };
+        Self {
+            _stdout: open(&order.stdout),
+            _stderr: open(&order.stderr),
+        }
+    }
+}
+
+/// Checks everything, then does every step up to the shim's start.
+fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<Prepared, Failure> {
+    let logs = Logs::open(order);
+    let state = instance.state().map_err(|error| Failure::retryable(&error))?;
+    let key = task_key(&order.alloc_id, &order.task_id);
+    let undo = Arc::new(undo_of(instance, &state, &key));
+    // Nomad calls again, with the same id, when a plugin died inside a start.
+    if !matches!(records::read(&undo.directory), Ok(None)) {
+        tracing::info!(task = order.task_id, "an interrupted start is taken back first");
+        driver.tasks.remove(&order.task_id);
+        undo.run().map_err(|error| Failure::retryable(&error))?;
+    }
+
+    let spec = config::task(&order.config).map_err(|error| Failure::denied(&error))?;
+    let checked = steppe_vm::spec::check(&spec, &order.allocated, &instance.offer())
+        .map_err(|error| Failure::denied(&error))?;
+    let alloc = &order.alloc_dir;
+    let roots = Roots {
+        task: alloc.join(&order.task_name),
+        alloc: alloc.join("alloc"),
+        images: instance.options.image_paths.clone(),
+    };
+    let places = files::check(&checked.vm, &roots).map_err(|error| Failure::denied(&error))?;
+    let missing = |what: &str| {
+        Failure::Denied(format!(
+            "{what} is not installed on this node: see the driver's health"
+        ))
+    };
+    let qemu = instance.qemu().ok_or_else(|| missing("QEMU"))?;
+    let program = instance.shim().ok_or_else(|| missing("microvm-shim"))?;
+
+    let header = Header {
+        version: RECORD_VERSION,
+        instance: state.instance().to_owned(),
+        boot_id: records::boot_id(),
+        task_id: order.task_id.clone(),
+        alloc_id: order.alloc_id.clone(),
+        task_name: order.task_name.clone(),
+        job_id: order.job_id.clone(),
+        namespace: order.namespace.clone(),
+        created_at_unix_ns: unix_ns(),
+    };
+    let machine = Machine {
+        vm: &checked.vm,
+        places: &places,
+        qemu,
+    };
+    let mut record =
+        RecordFile::create(&undo.directory, &header).map_err(|error| Failure::retryable(&error))?;
+    match set_up(instance, order, &undo, &key, &machine, &mut record) {
+        Ok((uid, leaves, log, lock)) => Ok(Prepared {
+            header,
+            record,
+            shim: ShimStart {
+                program,
+                plan: undo.directory.join("plan.json"),
+                control: undo.run_directory.join("control.sock"),
+                uid: uid + 1,
+                leaves,
+                log,
+                lock,
+            },
+            undo,
+            notices: checked.notices,
+            _logs: logs,
+        }),
+        Err(failure) => match undo.run() {
+            Ok(()) => Err(failure),
+            Err(error) => {
+                tracing::error!(
+                    task = order.task_id,
+                    error = chain(&error),
+                    "a failed start could not be taken back"
+                );
+                Err(failure)
+            }
+        },
+    }
+}
+
+/// A checked machine and where its parts are on this host.
+struct Machine<'a> {
+    vm: &'a Vm,
+    places: &'a Places,
+    qemu: PathBuf,
+}
+
+type SetUp = (u32, Vec<PathBuf>, File, OwnedFd);
+
+/// The steps between record and shim, each named before it is done.
+fn set_up(
+    instance: &Instance,
+    order: &Order,
+    undo: &Undo,
+    key: &str,
+    machine: &Machine<'_>,
+    record: &mut RecordFile,
+) -> Result<SetUp, Failure> {
+    let retryable = |error: &dyn std::error::Error| Failure::retryable(error);
+    let uid = lease(instance, undo, record)?;
+
+    let path = undo.run_directory.clone();
+    record
+        .name(&Step::RunDirectory { path: path.clone() })
+        .map_err(|error| retryable(&error))?;
+    make_private(&path)
+        .map_err(|error| Failure::Retryable(format!("run_dir: {} can't be made: {error}", path.display())))?;
+
+    let leaves = cgroup::leaves(&order.cgroup, &order.alloc_id, &order.task_name);
+    if !leaves.is_empty() {
+        record
+            .name(&Step::Cgroups {
+                leaves: leaves.clone(),
+            })
+            .map_err(|error| retryable(&error))?;
+        cgroup::make(&leaves).map_err(|error| retryable(&error))?;
+    }
+
+    record.name(&Step::Shim).map_err(|error| retryable(&error))?;
+    let gid = match machine.vm.accelerator {
+        Accelerator::Kvm => kvm::group().unwrap_or(uid),
+        Accelerator::Tcg { .. } => uid,
+    };
+    let site = steppe_qemu::Site {
+        owner: format!("{}.{}", order.alloc_id, order.task_name),
+        key: key.to_owned(),
+        program: machine.qemu.clone(),
+        uid,
+        gid,
+        place: &|file| machine.places.of(file),
+    };
+    let plan = steppe_qemu::render(machine.vm, &site);
+    let written = |name: &str, error: std::io::Error| {
+        Failure::Retryable(format!(
+            "{} can't be written: {error}",
+            undo.directory.join(name).display()
+        ))
+    };
+    std::fs::write(undo.directory.join("plan.json"), plan.to_json())
+        .map_err(|error| written("plan.json", error))?;
+    let lock = lock(&undo.directory.join(undo::LOCK)).map_err(|error| written(undo::LOCK, error))?;
+    let log = instance
+        .shim_log()
+        .map_err(|error| written("the shim's log", error))?;
+    Ok((uid, leaves, log, lock))
+}
+
+fn lease(instance: &Instance, undo: &Undo, record: &mut RecordFile) -> Result<u32, Failure> {
+    loop {
+        let uid = uids::candidate(&undo.leases, &instance.options.vm_uids, &undo.owner)
+            .map_err(|error| Failure::retryable(&error))?;
+        record
+            .name(&Step::Uids { uid })
+            .map_err(|error| Failure::retryable(&error))?;
+        if uids::lease(&undo.leases, uid, &undo.owner).map_err(|error| Failure::retryable(&error))? {
+            return Ok(uid);
+        }
+    }
+}
+
+fn lock(path: &Path) -> std::io::Result<OwnedFd> {
+    let file = File::options()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .read(true)
+        .open(path)?;
+    file.lock()?;
+    Ok(file.into())
+}
+
+/// Where everything of a task is.
+pub(crate) fn undo_of(instance: &Instance, state: &StateDir, key: &str) -> Undo {
+    Undo {
+        directory: state.task(key),
+        run_directory: instance.options.run_dir.join(state.instance()).join(key),
+        leases: instance.uid_leases(),
+        owner: format!("{}/{key}", state.instance()),
+    }
+}
+
+/// From the shim's start to the running guest.
+async fn launch(driver: &Arc<Driver>, order: Order, mut prepared: Prepared) -> Result<Arc<Task>, Failure> {
+    let start = prepared.shim;
+    let (vm_cgroups, shim_cgroups) = start.leaves.iter().partition(|leaf| cgroup::is_vm(leaf));
+    let shim = Shim::spawn(Command {
+        program: &start.program,
+        plan: &start.plan,
+        record: &prepared.undo.directory,
+        control: &start.control,
+        stdout: &order.stdout,
+        stderr: &order.stderr,
+        uid: start.uid,
+        vm_cgroups,
+        shim_cgroups,
+        log: start.log,
+        lock: start.lock,
+    })
+    .map_err(|error| Failure::Retryable(format!("microvm-shim can't be started: {error}")))?;
+    let is_answer = |view: &View| !matches!(view, View::Is(State::Starting));
+    match shim.wait_until(PREPARED_TIMEOUT, is_answer).await {
+        Some(View::Is(State::Prepared { .. })) => {}
+        other => return Err(not_started(&shim, other).await),
+    }
+    let started_at_unix_ns = unix_ns();
+    prepared
+        .record
+        .name(&Step::Running { started_at_unix_ns })
+        .map_err(|error| Failure::retryable(&error))?;
+    shim.ask(Request::Continue)
+        .await
+        .map_err(|error| Failure::Retryable(format!("the guest can't be started: {error}")))?;
+    for notice in &prepared.notices {
+        driver.events.say(&prepared.header, notice);
+    }
+    Ok(adopt(
+        driver,
+        prepared.header,
+        started_at_unix_ns,
+        shim,
+        prepared.undo,
+    ))
+}
+
+/// Why QEMU didn't get as far as its first answer.
+async fn not_started(shim: &Shim, view: Option<View>) -> Failure {
+    // A reason that was given is better than the end that follows it.
+    match view {
+        Some(View::Is(State::Failed { reason })) if reason.contains("did not answer") => {
+            Failure::Retryable(reason)
+        }
+        Some(View::Is(State::Failed { reason })) => Failure::Denied(reason),
+        Some(View::Is(State::Exited { exit, stderr })) => {
+            let last = stderr
+                .lines()
+                .rev()
+                .find(|line| !line.trim().is_empty())
+                .unwrap_or("it left no message");
+            let reason = format!("{}: {}", exit.outcome().sentence, last.trim());
+            // Another process has the port; it may be gone at the next try.
+            if last.contains("host forwarding rule") {
+                return Failure::Retryable(format!("a port of the task is in use on this host: {reason}"));
+            }
+            Failure::Denied(reason)
+        }
+        Some(View::Is(_)) => Failure::Retryable("QEMU ran before it was told to".to_owned()),
+        Some(View::Lost) => {
+            Failure::Retryable("microvm-shim ended without a word: see the driver's log/shim.log".to_owned())
+        }
+        None => {
+            drop(shim.ask(Request::Kill).await);
+            Failure::Retryable("QEMU did not get ready in time".to_owned())
+        }
+    }
+}
+
+/// Makes a running VM known, and follows it to its end.
+pub(crate) fn adopt(
+    driver: &Arc<Driver>,
+    header: Header,
+    started_at_unix_ns: u64,
+    shim: Shim,
+    undo: Arc<Undo>,
+) -> Arc<Task> {
+    let (sender, ended) = tokio::sync::watch::channel(None);
+    let follower = Follower {
+        driver: Arc::clone(driver),
+        header: header.clone(),
+        shim: shim.clone(),
+        undo: Arc::clone(&undo),
+    };
+    drop(tokio::spawn(async move {
+        let end = follower.end().await;
+        sender.send_replace(Some(end));
+    }));
+    let task = Arc::new(Task {
+        header,
+        started_at_unix_ns,
+        shim: Some(shim),
+        ended,
+        undo,
+    });
+    driver.tasks.insert(Arc::clone(&task));
+    task
+}
+
+/// Waits for one VM's end.
+struct Follower {
+    driver: Arc<Driver>,
+    header: Header,
+    shim: Shim,
+    undo: Arc<Undo>,
+}
+
+impl Follower {
+    async fn end(self) -> Ended {
+        let mut view = self.shim.view.clone();
+        let last = view.wait_for(View::is_final).await.map(|view| view.clone());
+        let ended = match last {
+            Ok(View::Is(State::Exited { exit, .. })) => Ended {
+                outcome: exit.outcome(),
+                at_unix_ns: exit.ended_at_unix_ns,
+            },
+            _ => settle(&self.undo.directory).await,
+        };
+        tracing::info!(
+            task = self.header.task_id,
+            cause = ended.outcome.sentence,
+            "a VM ended"
+        );
+        self.driver.events.say(&self.header, &ended.outcome.sentence);
+        ended
+    }
+}
+
+/// The end of a VM whose shim no longer speaks: its record if it wrote one, once it is surely gone.
+pub(crate) async fn settle(directory: &Path) -> Ended {
+    let directory = directory.to_owned();
+    let settled = blocking(move || {
+        let gone = undo::wait_unlocked(&directory.join(undo::LOCK), SETTLE_TIMEOUT);
+        Ok(records::read_exit(&directory).filter(|_| gone))
+    });
+    match settled.await {
+        Ok(Some(exit)) => Ended {
+            outcome: exit.outcome(),
+            at_unix_ns: exit.ended_at_unix_ns,
+        },
+        _ => Ended::lost(unix_ns()),
+    }
+}

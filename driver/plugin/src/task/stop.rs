@@ -1,0 +1,95 @@
+//! In which order is a VM stopped, and its task forgotten?
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use steppe_vm::control::Request;
+
+use super::start::blocking;
+use super::{Failure, Task};
+use crate::service::Driver;
+
+/// How long QEMU may take to quit: it writes its disks out first.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a killed QEMU may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Signals that mean "now": whoever names one doesn't want the guest to be asked.
+const HARD_SIGNALS: [&str; 2] = ["SIGKILL", "SIGQUIT"];
+
+/// Stops a VM: power button, then after `timeout` quit, then kill.
+pub(crate) async fn stop(task: &Task, timeout: Duration, signal: &str) -> Result<(), Failure> {
+    if task.ended().is_some() {
+        return Ok(());
+    }
+    let Some(shim) = &task.shim else { return Ok(()) };
+    if !HARD_SIGNALS.contains(&signal) {
+        // A shim that refuses has a machine that isn't running; quit settles that.
+        let pressed = shim.ask(Request::PowerButton).await;
+        if pressed.is_ok() && ends_within(task, timeout).await {
+            return Ok(());
+        }
+    }
+    end(task).await
+}
+
+/// Ends a VM without asking the guest.
+async fn end(task: &Task) -> Result<(), Failure> {
+    let Some(shim) = &task.shim else { return Ok(()) };
+    for (request, timeout) in [(Request::Quit, QUIT_TIMEOUT), (Request::Kill, KILL_TIMEOUT)] {
+        if let Err(error) = shim.ask(request).await {
+            tracing::debug!(task = task.header.task_id, error = %error, "a shim did not take a request");
+        }
+        if ends_within(task, timeout).await {
+            return Ok(());
+        }
+    }
+    Err(Failure::Retryable(
+        "the VM does not end although it was killed: see the driver's log".to_owned(),
+    ))
+}
+
+async fn ends_within(task: &Task, timeout: Duration) -> bool {
+    tokio::time::timeout(timeout, task.wait()).await.is_ok()
+}
+
+/// Removes every trace of a task, running or not; a task that nobody knows has none.
+pub(crate) async fn destroy(driver: &Arc<Driver>, task_id: &str) -> Result<(), Failure> {
+    let undo = match driver.tasks.get(task_id) {
+        Some(task) => {
+            if task.ended().is_none()
+                && let Err(Failure::Denied(reason) | Failure::Retryable(reason)) = end(&task).await
+            {
+                tracing::warn!(
+                    task = task_id,
+                    reason,
+                    "a VM is destroyed without having been stopped"
+                );
+            }
+            Some(Arc::clone(&task.undo))
+        }
+        None => left_behind(driver, task_id).await?,
+    };
+    if let Some(undo) = undo {
+        blocking(move || undo.run().map_err(|error| Failure::retryable(&error))).await?;
+    }
+    driver.tasks.remove(task_id);
+    Ok(())
+}
+
+/// What an earlier process left of a task that was never recovered, such as after a reboot.
+async fn left_behind(driver: &Arc<Driver>, task_id: &str) -> Result<Option<Arc<super::undo::Undo>>, Failure> {
+    let Ok(instance) = driver.instance() else {
+        return Ok(None);
+    };
+    let id = task_id.to_owned();
+    blocking(move || {
+        let state = instance.state().map_err(|error| Failure::retryable(&error))?;
+        // Nomad's task ids begin with the allocation's id.
+        let alloc_id = id.split('/').next().unwrap_or_default();
+        let undo = super::start::undo_of(&instance, &state, &steppe_vm::record::task_key(alloc_id, &id));
+        Ok(undo.directory.exists().then(|| Arc::new(undo)))
+    })
+    .await
+}
