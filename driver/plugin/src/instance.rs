@@ -35,6 +35,18 @@ impl Instance {
         }
     }
 
+    /// Takes over what an earlier configuration of this process has locked: a second lock would find the first in its way.
+    pub(crate) fn take_over(&self, earlier: &Self) {
+        if earlier.options.state_dir == self.options.state_dir {
+            let locked = earlier
+                .state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            *self.state.lock().unwrap_or_else(PoisonError::into_inner) = locked;
+        }
+    }
+
     /// The locked state directory; locks it when it wasn't yet. Blocks for a moment.
     pub(crate) fn state(&self) -> Result<Arc<StateDir>, StateError> {
         // Nothing panics while it is held, and a half-set Option doesn't exist.

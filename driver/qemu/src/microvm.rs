@@ -49,9 +49,13 @@ fn machine(accelerator: Accelerator) -> String {
 /// First virtio-mmio slot that is used: interrupts of slot 0 don't reach the guest.
 const SLOT_FIRST: u32 = 1;
 
-/// Each virtio device is given its slot, so that the guest's order is the job's order.
+/// Each virtio device is given its slot, so that the guest's order is the job's order: the guest finds them from the
+/// highest slot down.
 fn devices(vm: &Vm, site: &Site<'_>, options: &mut Options) {
-    let mut slots = (SLOT_FIRST..).map(|slot| format!("virtio-mmio-bus.{slot}"));
+    let last = SLOT_FIRST + u32::try_from(vm.disks.len() + vm.nics.len()).unwrap_or(u32::MAX - SLOT_FIRST);
+    let mut slots = (SLOT_FIRST..=last)
+        .rev()
+        .map(|slot| format!("virtio-mmio-bus.{slot}"));
     let mut slot = || slots.next().unwrap_or_default();
     for disk in &vm.disks {
         let node = options.block_node(disk, site);

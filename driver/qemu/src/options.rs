@@ -149,7 +149,8 @@ impl Options {
             "file": file,
         });
         if disk.format == DiskFormat::Qcow2 {
-            // Whatever the header says by the time QEMU reads it: no other file is opened.
+            // Whatever the header says by the time QEMU reads it, no backing file is opened. (An external data file is
+            // refused by the check of the header before.)
             block["backing"] = Value::Null;
         }
         self.json("blockdev", &block);
@@ -172,14 +173,10 @@ impl Options {
 /// QEMU's own notation, from numbers only: `tcp:127.0.0.1:8080-10.0.2.15:80`. 10.0.2.15 is the first address that
 /// QEMU's DHCP server hands out.
 fn hostfwd(forward: &Forward) -> String {
-    let host = match forward.host {
-        std::net::SocketAddr::V4(address) => address.ip().to_string(),
-        std::net::SocketAddr::V6(address) => format!("[{}]", address.ip()),
-    };
     format!(
-        "{}:{host}:{}-10.0.2.15:{}",
+        "{}:{}-10.0.2.15:{}",
         forward.protocol.as_str(),
-        forward.host.port(),
+        forward.host,
         forward.guest_port
     )
 }

@@ -53,7 +53,7 @@ fn large() -> Vm {
         nics: vec![Nic::User {
             forwards: vec![
                 forward(Protocol::Tcp, "127.0.0.1:20000", 80),
-                forward(Protocol::Udp, "[::1]:20001", 53),
+                forward(Protocol::Udp, "192.0.2.1:20001", 53),
             ],
         }],
         ..small()

@@ -190,3 +190,95 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketType};
+
+    use super::*;
+
+    fn connected(owner_uid: u32) -> (Control, ClientId, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        let mut control = Control::new(None, owner_uid);
+        let id = control.add(ours);
+        (control, id, theirs)
+    }
+
+    fn say(socket: &OwnedFd, text: &str) {
+        assert_eq!(rustix::io::write(socket, text.as_bytes()), Ok(text.len()));
+    }
+
+    fn heard(socket: &OwnedFd) -> String {
+        let mut buffer = [0; 4096];
+        let length = rustix::io::read(socket, &mut buffer).unwrap_or(0);
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    }
+
+    const HELLO: &str = "{\"request\":\"hello\",\"min\":1,\"max\":9}\n";
+
+    #[test]
+    fn hello_comes_first_and_once() {
+        let (mut control, id, socket) = connected(0);
+        say(&socket, HELLO);
+        assert_eq!(control.read(id, &State::Starting), []);
+        assert!(heard(&socket).starts_with("{\"message\":\"hello\",\"version\":1"));
+        say(
+            &socket,
+            "{\"request\":\"power-button\"}\n{\"request\":\"quit\"}\n",
+        );
+        let asked: Vec<Request> = control
+            .read(id, &State::Starting)
+            .into_iter()
+            .map(|asking| asking.request)
+            .collect();
+        assert_eq!(asked, [Request::PowerButton, Request::Quit]);
+        say(&socket, HELLO);
+        let _none = control.read(id, &State::Starting);
+        assert!(!control.has(id));
+
+        let (mut control, id, socket) = connected(0);
+        say(&socket, "{\"request\":\"kill\"}\n");
+        assert_eq!(control.read(id, &State::Starting), []);
+        assert!(!control.has(id));
+    }
+
+    #[test]
+    fn a_peer_of_another_version_is_told_so() {
+        let (mut control, id, socket) = connected(0);
+        say(&socket, "{\"request\":\"hello\",\"min\":7,\"max\":9}\n");
+        let _none = control.read(id, &State::Starting);
+        assert!(heard(&socket).contains("speaks no version of 7 to 9"));
+        assert!(!control.has(id));
+    }
+
+    #[test]
+    fn garbage_and_endless_lines_cut_a_client_off() {
+        for text in ["garbage\n".to_owned(), "x".repeat(4096)] {
+            let (mut control, id, socket) = connected(0);
+            for _ in 0..100 {
+                if control.has(id) {
+                    let _written = rustix::io::write(&socket, text.as_bytes());
+                    let _none = control.read(id, &State::Starting);
+                }
+            }
+            assert!(!control.has(id));
+        }
+    }
+
+    #[test]
+    fn a_client_that_stalls_is_forgotten_and_others_are_not() {
+        let (mut control, slow, slow_socket) = connected(0);
+        say(&slow_socket, HELLO);
+        let _none = control.read(slow, &State::Starting);
+        let state = State::Failed {
+            reason: "x".repeat(2000),
+            retryable: false,
+        };
+        for _ in 0..1000 {
+            control.announce(&state);
+        }
+        assert!(!control.has(slow));
+    }
+}

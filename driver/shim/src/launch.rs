@@ -312,6 +312,12 @@ unsafe fn become_program(
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::setsid();
         libc::umask(0o022);
+        // An agent that the kernel must not kill would make QEMU unkillable too.
+        let adjust = libc::open(
+            c"/proc/self/oom_score_adj".as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC,
+        );
+        libc::write(adjust, c"0".as_ptr().cast(), 1);
         for cgroup in &prepared.cgroups {
             if libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
                 return (0, errno());

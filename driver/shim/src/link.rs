@@ -25,6 +25,7 @@ pub(crate) enum Wish {
 pub(crate) struct Seen {
     pub(crate) started: bool,
     pub(crate) reason: Reason,
+    pub(crate) complained: bool,
     pub(crate) asked: Asked,
     pub(crate) tail: Vec<u8>,
 }
@@ -66,12 +67,8 @@ pub(crate) fn send_wish(socket: &OwnedFd, wish: &Wish) -> Result<(), Errno> {
     let packet = match wish {
         Wish::Kill => vec![1],
         Wish::Seen(seen) => {
-            let mut packet = vec![
-                2,
-                u8::from(seen.started),
-                seen.reason.to_byte(),
-                seen.asked.to_byte(),
-            ];
+            let flags = u8::from(seen.started) | u8::from(seen.complained) << 1;
+            let mut packet = vec![2, flags, seen.reason.to_byte(), seen.asked.to_byte()];
             packet.extend_from_slice(&seen.tail[..seen.tail.len().min(TAIL_BYTES)]);
             packet
         }
@@ -90,9 +87,10 @@ pub(crate) fn receive_wish(socket: &OwnedFd) -> Result<Option<Wish>, Errno> {
 fn read_wish(packet: &[u8]) -> Option<Wish> {
     match packet {
         [1] => Some(Wish::Kill),
-        [2, started @ (0 | 1), reason, asked, tail @ ..] => Some(Wish::Seen(Seen {
-            started: *started == 1,
+        [2, flags @ 0..=3, reason, asked, tail @ ..] => Some(Wish::Seen(Seen {
+            started: flags & 1 != 0,
             reason: Reason::from_byte(*reason),
+            complained: flags & 2 != 0,
             asked: Asked::from_byte(*asked),
             tail: tail.to_vec(),
         })),
@@ -166,6 +164,7 @@ mod tests {
         let seen = Seen {
             started: true,
             reason: Reason::GuestPanic,
+            complained: true,
             asked: Asked::Quit,
             tail: vec![0xff; TAIL_BYTES],
         };

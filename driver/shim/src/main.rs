@@ -119,6 +119,7 @@ fn run(path: &Path) -> Result<u8, Error> {
     let surroundings = monitor::Surroundings {
         record_directory: None,
         control: None,
+        lock: None,
         client: None,
         stdout: own(std::io::stdout().as_fd())?,
         stderr: own(std::io::stderr().as_fd())?,
@@ -128,7 +129,7 @@ fn run(path: &Path) -> Result<u8, Error> {
         shim_cgroups: Vec::new(),
         continue_at_once: true,
     };
-    let outcome = monitor::run(&plan, surroundings)?.outcome();
+    let outcome = monitor::run(&plan, surroundings, &mut None)?.outcome();
     if outcome.exit_code != 0 {
         drop(writeln!(std::io::stderr(), "microvm-shim: {}", outcome.sentence));
     }
@@ -138,14 +139,15 @@ fn run(path: &Path) -> Result<u8, Error> {
 /// Runs a task's VM for the driver. A failure before QEMU runs is told to the driver over its connection.
 fn supervise(options: &[&str]) -> Result<u8, Error> {
     let mut options = Options::read(options)?;
-    // Held open as long as this process or its supervisor lives: whoever can lock the file knows that both are gone.
+    // Signals for the agent's terminal are not for the VM. Fails only where this is a session of its own already.
+    let _ = rustix::process::setsid();
     let lock = options.inherited("--lock-fd")?;
     let client = options.inherited("--client-fd")?;
     let mut teller = client
         .as_ref()
         .and_then(|client| client.try_clone().ok())
         .map(File::from);
-    let run = move || -> Result<u8, Error> {
+    let run = |teller: &mut Option<File>| -> Result<u8, Error> {
         if let Some(lock) = &lock {
             let pid = format!("{}\n", rustix::process::getpid());
             let _ = rustix::io::write(lock, pid.as_bytes());
@@ -155,6 +157,7 @@ fn supervise(options: &[&str]) -> Result<u8, Error> {
         let surroundings = monitor::Surroundings {
             record_directory: Some(options.one("--record")?.into()),
             control: Some(options.one("--control")?.into()),
+            lock,
             client,
             stdout: monitor::open_log(Path::new(&options.one("--stdout")?))?,
             stderr: monitor::open_log(Path::new(&options.one("--stderr")?))?,
@@ -163,12 +166,15 @@ fn supervise(options: &[&str]) -> Result<u8, Error> {
             shim_cgroups: options.all("--shim-cgroup"),
             continue_at_once: false,
         };
-        let _record = monitor::run(&plan, surroundings)?;
+        let _record = monitor::run(&plan, surroundings, teller)?;
         Ok(0)
     };
-    let result = run();
+    let result = run(&mut teller);
     if let (Err(error), Some(teller)) = (&result, &mut teller) {
-        let state = steppe_vm::control::State::Failed { reason: chain(error) };
+        let state = steppe_vm::control::State::Failed {
+            reason: chain(error),
+            retryable: false,
+        };
         let message = steppe_vm::control::Message::State { state };
         drop(teller.write_all(steppe_vm::record::line(&message).as_bytes()));
     }

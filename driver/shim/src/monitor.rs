@@ -3,6 +3,7 @@
 //! The monitor opens what the plan names, forks the supervisor and QEMU, and waits. It parses nothing that a guest could
 //! have written. It ends with its task: QEMU dead, record written, logs read out.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -21,8 +22,8 @@ use crate::launch::{self, Channels, LaunchError, Prepared};
 use crate::link::{self, Fact, Seen, Wish};
 use crate::supervise;
 
-/// How long the supervisor may take to tell what it saw after QEMU ended. It only empties buffers.
-const SEEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the supervisor may take to tell what it saw after QEMU ended. It only empties buffers, but a host may be busy.
+const SEEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the supervisor may hold the logs open for their reader, and a little more.
 const SUPERVISOR_END_TIMEOUT: Duration = Duration::from_secs(8);
@@ -37,6 +38,9 @@ pub(crate) struct Surroundings {
     pub(crate) record_directory: Option<PathBuf>,
     /// Path of the control socket.
     pub(crate) control: Option<PathBuf>,
+    /// A locked file: held by the monitor alone, so whoever can lock it knows that the monitor, and with it everything
+    /// else of this VM, is gone. Its text is the monitor's process id, so nobody without privilege may write to it.
+    pub(crate) lock: Option<OwnedFd>,
     /// A connection that is there already; the VM isn't started for good before it said Continue.
     pub(crate) client: Option<OwnedFd>,
     /// Where the console goes.
@@ -104,7 +108,13 @@ pub(crate) fn open_log(path: &Path) -> Result<OwnedFd, MonitorError> {
 }
 
 /// Runs a VM to its end. In the supervisor's process this never returns.
-pub(crate) fn run(plan: &LaunchPlan, surroundings: Surroundings) -> Result<ExitRecord, MonitorError> {
+///
+/// `teller` is a second descriptor of the client's connection, for failures before QEMU runs; it is closed once it does.
+pub(crate) fn run(
+    plan: &LaunchPlan,
+    surroundings: Surroundings,
+    teller: &mut Option<File>,
+) -> Result<ExitRecord, MonitorError> {
     for leaf in &surroundings.shim_cgroups {
         let tasks = launch::open_cgroup(leaf)?;
         let _written = rustix::io::write(&tasks, b"0").map_err(|source| MonitorError::Path {
@@ -129,7 +139,7 @@ pub(crate) fn run(plan: &LaunchPlan, surroundings: Surroundings) -> Result<ExitR
     let monitor = rustix::process::getpid();
     let Some((supervisor_pid, supervisor)) = launch::fork_supervisor()? else {
         // In the supervisor: nothing of the plan's files and of the monitor's side stays open here.
-        drop((prepared, link));
+        drop((prepared, link, surroundings.lock, teller.take()));
         supervise::main(supervise::Inherited {
             monitor,
             uid: surroundings.supervisor_uid,
@@ -151,8 +161,18 @@ pub(crate) fn run(plan: &LaunchPlan, surroundings: Surroundings) -> Result<ExitR
         pidfd: supervisor,
         link,
     };
-    let record = watch(prepared, &helper, surroundings.record_directory.as_deref());
-    helper.end();
+    let record = watch(
+        prepared,
+        &helper,
+        surroundings.record_directory.as_deref(),
+        teller,
+    );
+    // Without a QEMU there is nothing that the supervisor would have to bring to an end.
+    helper.end(if record.is_ok() {
+        SUPERVISOR_END_TIMEOUT
+    } else {
+        Duration::ZERO
+    });
     record
 }
 
@@ -201,12 +221,8 @@ impl Helper {
     }
 
     /// Lets the supervisor empty the logs, then makes sure that it is gone.
-    fn end(self) {
-        if !wait_readable(
-            &[self.pidfd.as_fd()],
-            Some(Instant::now() + SUPERVISOR_END_TIMEOUT),
-        )[0]
-        {
+    fn end(self, timeout: Duration) {
+        if !wait_readable(&[self.pidfd.as_fd()], Some(Instant::now() + timeout))[0] {
             let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         }
         let _ = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(self.pid), WaitOptions::empty()));
@@ -214,10 +230,15 @@ impl Helper {
 }
 
 /// From QEMU's exec to the exit record.
-fn watch(prepared: Prepared, helper: &Helper, directory: Option<&Path>) -> Result<ExitRecord, MonitorError> {
+fn watch(
+    prepared: Prepared,
+    helper: &Helper,
+    directory: Option<&Path>,
+    teller: &mut Option<File>,
+) -> Result<ExitRecord, MonitorError> {
     let (qemu_pid, qemu) = launch::spawn(&prepared)?;
     // QEMU's locks on its disks belong to the open files: our copies must not keep them alive.
-    drop(prepared);
+    drop((prepared, teller.take()));
     helper.tell(Fact::Executed {
         pid: qemu_pid.as_raw_nonzero().get(),
     });
@@ -249,27 +270,32 @@ fn watch(prepared: Prepared, helper: &Helper, directory: Option<&Path>) -> Resul
         at_unix_ns: ended_at_unix_ns,
     });
     let seen = if supervised { receive_seen(helper) } else { None };
-    let (status, seen) = match seen {
-        Some(seen) => (status, seen),
-        // shim-lost: how QEMU ended is our own doing and says nothing.
-        None => (
-            WaitStatus::Unknown,
-            Seen {
-                started: true,
-                ..Seen::default()
-            },
-        ),
-    };
+    // shim-lost: where QEMU was killed because nobody spoke for it, how it ended is our own doing and says nothing.
+    let status = if supervised { status } else { WaitStatus::Unknown };
+    let seen = seen.unwrap_or(Seen {
+        started: true,
+        ..Seen::default()
+    });
     let record = ExitRecord {
         version: EXIT_VERSION,
         status,
         started: seen.started,
         reason: seen.reason,
+        complained: seen.complained,
         asked: seen.asked,
         ended_at_unix_ns,
     };
     if let Some(directory) = directory {
-        write_record(directory, &record, &seen.tail)?;
+        // A full disk keeps the end from the record, not from those who are connected.
+        let written = write_durably(
+            directory,
+            "exit.json",
+            steppe_vm::record::line(&record).as_bytes(),
+        )
+        .and_then(|()| write_durably(directory, "console.tail", &seen.tail));
+        if let Err(error) = written {
+            crate::complain(&error);
+        }
     }
     helper.tell(Fact::Recorded);
     Ok(record)
@@ -337,12 +363,7 @@ fn unix_ns() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Writes the console's end and then the record, each whole or not at all, and durably.
-fn write_record(directory: &Path, record: &ExitRecord, tail: &[u8]) -> Result<(), MonitorError> {
-    write_durably(directory, "console.tail", tail)?;
-    write_durably(directory, "exit.json", steppe_vm::record::line(record).as_bytes())
-}
-
+/// Writes a file whole or not at all, and makes sure that it is on disk.
 fn write_durably(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), MonitorError> {
     let path = directory.join(name);
     let temporary = directory.join(format!("{name}.new"));

@@ -50,12 +50,12 @@ pub(crate) struct Inherited {
     pub(crate) continue_at_once: bool,
 }
 
-/// A command whose reply somebody waits for.
+/// A command whose reply is waited for. The others are answered as soon as they are sent: a QEMU that stands still must
+/// not keep a client from asking for its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pending {
     Capabilities,
     Continue(Option<ClientId>),
-    Other(ClientId),
 }
 
 struct Supervisor {
@@ -75,6 +75,8 @@ struct Supervisor {
     reason: Reason,
     asked: Asked,
     started: bool,
+    /// Whether QEMU has written an error since the guest was started.
+    complained: bool,
     answer_deadline: Option<Instant>,
     exit: Option<ExitRecord>,
     hold_deadline: Option<Instant>,
@@ -129,6 +131,7 @@ impl Supervisor {
             reason: Reason::None,
             asked: Asked::Nothing,
             started: false,
+            complained: false,
             answer_deadline: None,
             exit: None,
             hold_deadline: None,
@@ -158,16 +161,18 @@ impl Supervisor {
             qmp.flush();
         }
         if ready.messages {
-            pump(&mut self.messages, &mut self.stderr);
+            self.on_messages();
         }
         if ready.console {
             std::thread::sleep(CONSOLE_PAUSE);
             pump(&mut self.console, &mut self.stdout);
         }
-        for (is_ready, stream) in [(ready.stdout, &mut self.stdout), (ready.stderr, &mut self.stderr)] {
-            if is_ready || stream.is_waiting() {
-                stream.flush();
-            }
+        // Only where poll said so: by hand the log may be a terminal or pipe that blocks.
+        if ready.stdout {
+            self.stdout.flush();
+        }
+        if ready.stderr {
+            self.stderr.flush();
         }
         if ready.listener {
             self.control.accept();
@@ -282,12 +287,14 @@ impl Supervisor {
                     status,
                     started: self.started,
                     reason: self.reason,
+                    complained: self.complained,
                     asked: self.asked,
                     ended_at_unix_ns: at_unix_ns,
                 });
                 let seen = Seen {
                     started: self.started,
                     reason: self.reason,
+                    complained: self.complained,
                     asked: self.asked,
                     tail: self.stdout.tail(),
                 };
@@ -318,8 +325,7 @@ impl Supervisor {
                 break;
             }
             let before = (self.console.is_some(), self.messages.is_some());
-            let moved =
-                pump(&mut self.console, &mut self.stdout) + pump(&mut self.messages, &mut self.stderr);
+            let moved = pump(&mut self.console, &mut self.stdout) + self.on_messages();
             self.stdout.flush();
             self.stderr.flush();
             if moved == 0 && before == (self.console.is_some(), self.messages.is_some()) {
@@ -328,6 +334,17 @@ impl Supervisor {
         }
         self.console = None;
         self.messages = None;
+    }
+
+    /// QEMU's stderr. After the guest was started, only a warning there is no sign of trouble: a guest can't write to it.
+    fn on_messages(&mut self) -> usize {
+        let moved = pump(&mut self.messages, &mut self.stderr);
+        if moved > 0 && self.started && !self.complained {
+            let tail = self.stderr.tail();
+            let new = tail.get(tail.len().saturating_sub(moved)..).unwrap_or_default();
+            self.complained = String::from_utf8_lossy(new).lines().any(is_complaint);
+        }
+        moved
     }
 
     fn qmp_has_more(&self) -> bool {
@@ -352,6 +369,7 @@ impl Supervisor {
                 Err(error) => {
                     // A QEMU that breaks its own protocol can't be controlled: it is ended, not trusted.
                     self.note(&format!("{error}, it is killed"));
+                    self.reason = Reason::Broken;
                     self.kill();
                     return;
                 }
@@ -397,7 +415,6 @@ impl Supervisor {
                     self.control.answer(client, &message);
                 }
             }
-            (Pending::Other(client), _) => self.control.answer(client, &message),
         }
     }
 
@@ -425,12 +442,12 @@ impl Supervisor {
             Request::PowerButton if running => {
                 self.asked = self.asked.max(Asked::PowerButton);
                 self.command(&system_powerdown {})
-                    .map(|id| self.pending.push((id, Pending::Other(client))))
+                    .map(|_| self.control.answer(client, &Message::Done))
             }
             Request::Quit if running || prepared => {
                 self.asked = self.asked.max(Asked::Quit);
                 self.command(&quit {})
-                    .map(|id| self.pending.push((id, Pending::Other(client))))
+                    .map(|_| self.control.answer(client, &Message::Done))
             }
             Request::PowerButton | Request::Quit => refused("the machine is not running"),
             Request::Kill => {
@@ -461,8 +478,10 @@ impl Supervisor {
         {
             self.answer_deadline = None;
             let seconds = ANSWER_TIMEOUT.as_secs();
+            self.reason = Reason::Broken;
             self.enter(State::Failed {
                 reason: format!("QEMU did not answer over QMP within {seconds} s"),
+                retryable: true,
             });
             self.kill();
         }
@@ -471,6 +490,7 @@ impl Supervisor {
             self.starter = None;
             if !self.started {
                 self.note("the driver is gone before the guest was started, QEMU is killed");
+                self.asked = Asked::Kill;
                 self.kill();
             }
         }
@@ -490,6 +510,13 @@ impl Supervisor {
     fn note(&mut self, text: &str) {
         self.stderr.push(format!("microvm-shim: {text}\n").as_bytes());
     }
+}
+
+/// QEMU begins its error messages with its own name, and its warnings with `warning:` after that.
+fn is_complaint(line: &str) -> bool {
+    line.split_once(": ").is_some_and(|(program, text)| {
+        program.contains("qemu") && !text.contains("warning:") && !text.contains("info:")
+    })
 }
 
 /// Most rounds of emptying buffers at the end; each moves up to 64 KiB, and a socket holds a few hundred.

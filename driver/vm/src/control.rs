@@ -83,6 +83,8 @@ pub enum State {
     Failed {
         /// What failed and why, one sentence.
         reason: String,
+        /// Whether it may go well at another time.
+        retryable: bool,
     },
     /// QEMU ended and the exit record is written.
     Exited {
@@ -161,6 +163,7 @@ mod tests {
             status: WaitStatus::Signaled(9),
             started: true,
             reason: Reason::None,
+            complained: false,
             asked: Asked::Kill,
             ended_at_unix_ns: 5,
         };

@@ -19,6 +19,8 @@ pub struct ExitRecord {
     pub started: bool,
     /// The last reason that QMP gave.
     pub reason: Reason,
+    /// Whether QEMU wrote an error message after the guest was started: its own status 1 is then no word of the guest's.
+    pub complained: bool,
     /// The strongest stop that the driver had asked for by then.
     pub asked: Asked,
     /// When it ended, in nanoseconds since 1970 (UTC).
@@ -56,6 +58,8 @@ pub enum Reason {
     HostQuit,
     /// A reason that this release doesn't know.
     Other,
+    /// QEMU broke the protocol or fell silent, and the supervisor had it killed.
+    Broken,
 }
 
 impl Reason {
@@ -83,6 +87,7 @@ impl Reason {
             Self::HostSignal => 4,
             Self::HostQuit => 5,
             Self::Other => 6,
+            Self::Broken => 7,
         }
     }
 
@@ -96,6 +101,7 @@ impl Reason {
             3 => Self::GuestPanic,
             4 => Self::HostSignal,
             5 => Self::HostQuit,
+            7 => Self::Broken,
             _ => Self::Other,
         }
     }
@@ -158,7 +164,11 @@ pub enum Cause {
     /// Something outside Steppe ended QEMU by this signal (0: by one that QEMU turned into an orderly end).
     Signal(i32),
     /// QEMU ended before the guest was started.
-    NotStarted(i32),
+    NotStarted(WaitStatus),
+    /// QEMU broke its own protocol or fell silent, and was killed.
+    Broken,
+    /// QEMU crashed by this signal.
+    Crashed(i32),
     /// QEMU gave up by itself with this status.
     Failed(i32),
     /// The shim is gone and left no record: QEMU is dead with it, how is not known.
@@ -179,6 +189,9 @@ pub struct Outcome {
 /// SIGKILL's number on every Linux.
 const SIGKILL: i32 = 9;
 
+/// Signals by which a program ends itself: SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS.
+const CRASH_SIGNALS: [i32; 7] = [4, 5, 6, 7, 8, 11, 31];
+
 /// Largest code a guest can return: isa-debug-exit turns v into the process status 2v+1, of which 8 bits remain.
 pub const GUEST_EXIT_MAX: i32 = 127;
 
@@ -187,9 +200,12 @@ impl ExitRecord {
     #[must_use]
     pub fn cause(&self) -> Cause {
         match (self.status, self.reason) {
-            (WaitStatus::Exited(status), _) if !self.started => Cause::NotStarted(status),
+            (WaitStatus::Unknown, _) => Cause::ShimLost,
+            (_, Reason::Broken) => Cause::Broken,
+            (status, _) if !self.started => Cause::NotStarted(status),
             (_, Reason::GuestPanic) => Cause::GuestPanic,
             // isa-debug-exit leaves an odd status. QEMU 7.2 ends without a SHUTDOWN event, later ones say guest-shutdown.
+            (WaitStatus::Exited(1), Reason::None) if self.complained => Cause::Failed(1),
             (WaitStatus::Exited(status), Reason::None | Reason::GuestShutdown) if status & 1 == 1 => {
                 u8::try_from(status >> 1).map_or(Cause::Failed(status), Cause::GuestExit)
             }
@@ -198,9 +214,9 @@ impl ExitRecord {
             (WaitStatus::Exited(_), Reason::HostQuit) => Cause::Quit,
             (WaitStatus::Exited(_), Reason::HostSignal) => Cause::Signal(0),
             (WaitStatus::Signaled(SIGKILL), _) if self.asked == Asked::Kill => Cause::Killed,
+            (WaitStatus::Signaled(signal), _) if CRASH_SIGNALS.contains(&signal) => Cause::Crashed(signal),
             (WaitStatus::Signaled(signal), _) => Cause::Signal(signal),
             (WaitStatus::Exited(status), Reason::None | Reason::Other) => Cause::Failed(status),
-            (WaitStatus::Unknown, _) => Cause::ShimLost,
         }
     }
 
@@ -244,11 +260,25 @@ impl Cause {
                 signal,
                 format!("QEMU was ended from outside by signal {signal}"),
             ),
-            Self::NotStarted(status) => (
+            Self::NotStarted(WaitStatus::Signaled(signal)) => (
+                1,
+                0,
+                format!("QEMU was ended by signal {signal} before the guest was started"),
+            ),
+            Self::NotStarted(WaitStatus::Exited(status)) => (
                 1,
                 0,
                 format!("QEMU ended with status {status} before the guest was started"),
             ),
+            Self::NotStarted(WaitStatus::Unknown) => {
+                (1, 0, "QEMU ended before the guest was started".to_owned())
+            }
+            Self::Broken => (
+                1,
+                0,
+                "QEMU broke the QMP protocol or fell silent, and was killed".to_owned(),
+            ),
+            Self::Crashed(signal) => (128 + signal, signal, format!("QEMU crashed (signal {signal})")),
             Self::Failed(status) => (
                 1,
                 0,
@@ -278,6 +308,7 @@ mod tests {
             status,
             started: true,
             reason,
+            complained: false,
             asked,
             ended_at_unix_ns: 1,
         }
@@ -318,7 +349,9 @@ mod tests {
             (Exited(0), Reason::HostSignal, Asked::Nothing, C::Signal(0), 1),
             (Signaled(9), Reason::None, Asked::Kill, C::Killed, 137),
             (Signaled(9), Reason::None, Asked::PowerButton, C::Signal(9), 137),
-            (Signaled(11), Reason::None, Asked::Nothing, C::Signal(11), 139),
+            (Signaled(11), Reason::None, Asked::Nothing, C::Crashed(11), 139),
+            (Signaled(9), Reason::Broken, Asked::Nothing, C::Broken, 1),
+            (Signaled(15), Reason::None, Asked::Nothing, C::Signal(15), 143),
             (Exited(2), Reason::None, Asked::Nothing, C::Failed(2), 1),
             (Exited(0), Reason::Other, Asked::Nothing, C::Failed(0), 1),
             (Unknown, Reason::None, Asked::Nothing, C::ShimLost, 1),
@@ -332,12 +365,17 @@ mod tests {
             started: false,
             ..record(Exited(1), Reason::None, Asked::Nothing)
         };
-        assert_eq!(early.cause(), C::NotStarted(1));
+        assert_eq!(early.cause(), C::NotStarted(Exited(1)));
+        let fatal = ExitRecord {
+            complained: true,
+            ..record(Exited(1), Reason::None, Asked::Nothing)
+        };
+        assert_eq!(fatal.cause(), C::Failed(1));
     }
 
     #[test]
     fn bytes_go_there_and_back() {
-        for byte in 0..=6 {
+        for byte in 0..=7 {
             assert_eq!(Reason::from_byte(byte).to_byte(), byte);
         }
         for byte in 0..=3 {

@@ -178,17 +178,27 @@ const ALLOC_ID_LENGTH: usize = 36;
 /// (108 bytes), and safe as a file name whatever the ids are.
 #[must_use]
 pub fn task_key(alloc_id: &str, task_id: &str) -> String {
-    let digest = hex(&Sha256::digest(task_id.as_bytes()));
+    format!(
+        "{}.{}",
+        alloc_part(alloc_id),
+        &hex(&Sha256::digest(task_id.as_bytes()))[..8]
+    )
+}
+
+/// Whether a key is of a task of this allocation.
+#[must_use]
+pub fn key_is_of(key: &str, alloc_id: &str) -> bool {
+    key.split_once('.')
+        .is_some_and(|(alloc, _)| alloc == alloc_part(alloc_id))
+}
+
+fn alloc_part(alloc_id: &str) -> String {
     let is_uuid =
         alloc_id.len() == ALLOC_ID_LENGTH && alloc_id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
     if is_uuid {
-        return format!("{alloc_id}.{}", &digest[..8]);
+        return alloc_id.to_owned();
     }
-    format!(
-        "{}.{}",
-        &hex(&Sha256::digest(alloc_id.as_bytes()))[..ALLOC_ID_LENGTH],
-        &digest[..8]
-    )
+    hex(&Sha256::digest(alloc_id.as_bytes()))[..ALLOC_ID_LENGTH].to_owned()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -294,6 +304,7 @@ mod tests {
                 "{key}"
             );
             assert!(!key.starts_with('.'));
+            assert!(key_is_of(&key, alloc) && !key_is_of(&key, "other"));
         }
     }
 }

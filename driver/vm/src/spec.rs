@@ -4,7 +4,7 @@
 //! what the host offers) and answers with the machine or with one sentence that names key, value and remedy.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::vm::{
     Accelerator, Disk, DiskFormat, FileName, FileRoot, Forward, Machine, Mib, Nic, Protocol, Vm,
@@ -266,8 +266,11 @@ pub enum SpecError {
     /// `port_map` names a port that `ports` doesn't list.
     #[error("port_map names {0:?}, which is not in ports: list it there too")]
     PortMap(String),
-    /// Nomad handed out something that isn't an address.
-    #[error("port {label:?} has the host address {value:?}, which is not an IP address")]
+    /// Nomad handed out something that isn't an IPv4 address.
+    #[error(
+        "port {label:?} has the host address {value:?}, network \"user\" forwards IPv4 only: give the port a host_network \
+         with an IPv4 address"
+    )]
     HostAddress {
         /// The label.
         label: String,
@@ -573,7 +576,7 @@ fn forward(spec: &NetworkSpec, port: &AllocatedPort, protocol: Protocol) -> Resu
     })?;
     // Nomad leaves the address empty only where a client has no address at all; the loopback is then what is safe.
     let address = if port.host_ip.is_empty() {
-        IpAddr::V4(Ipv4Addr::LOCALHOST)
+        Ipv4Addr::LOCALHOST
     } else {
         port.host_ip.parse().map_err(|_| SpecError::HostAddress {
             label: label.clone(),
@@ -583,7 +586,7 @@ fn forward(spec: &NetworkSpec, port: &AllocatedPort, protocol: Protocol) -> Resu
     Ok(Forward {
         label,
         protocol,
-        host: SocketAddr::new(address, host_port),
+        host: SocketAddrV4::new(address, host_port),
         guest_port,
     })
 }

@@ -3,7 +3,7 @@
 //! Values of these types are made only by [`crate::spec::check`]; nothing here needs to be checked again.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::SocketAddrV4;
 
 /// Memory of a guest, in MiB (2^20 bytes).
 pub type Mib = u32;
@@ -129,8 +129,8 @@ pub struct Forward {
     pub label: String,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// Address and port on which the host listens.
-    pub host: SocketAddr,
+    /// Address and port on which the host listens; QEMU's user-mode network forwards IPv4 only.
+    pub host: SocketAddrV4,
     /// Port in the guest.
     pub guest_port: u16,
 }

@@ -27,6 +27,12 @@ pub(crate) enum CgroupError {
         #[source]
         source: io::Error,
     },
+    #[error("control group {path} can't be read")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("control group {path} can't be removed")]
     Remove {
         path: PathBuf,
@@ -90,7 +96,10 @@ pub(crate) fn kill(leaves: &[PathBuf]) -> Result<(), CgroupError> {
     let deadline = Instant::now() + EMPTY_TIMEOUT;
     for leaf in leaves.iter().filter(|leaf| is_vm(leaf)) {
         loop {
-            let pids = pids(leaf);
+            let pids = pids(leaf).map_err(|source| CgroupError::Read {
+                path: leaf.clone(),
+                source,
+            })?;
             if pids.is_empty() {
                 break;
             }
@@ -107,11 +116,17 @@ pub(crate) fn kill(leaves: &[PathBuf]) -> Result<(), CgroupError> {
 }
 
 /// Read anew each time: version 1 caches the list of an open file for a second.
-fn pids(leaf: &Path) -> Vec<rustix::process::Pid> {
-    let text = std::fs::read_to_string(leaf.join("cgroup.procs")).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?))
-        .collect()
+fn pids(leaf: &Path) -> io::Result<Vec<rustix::process::Pid>> {
+    match std::fs::read_to_string(leaf.join("cgroup.procs")) {
+        Ok(text) => Ok(text
+            .lines()
+            .filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?))
+            .collect()),
+        // A group that isn't there, or is being removed, has nobody in it; anything else proves nothing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes the leaves. A process that ended a moment ago may still be counted, so a busy one is tried again.

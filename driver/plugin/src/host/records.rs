@@ -54,9 +54,15 @@ impl RecordFile {
             sync_directory(directory.parent().unwrap_or(directory))?;
             Ok(file)
         };
-        let file = create().map_err(|source| RecordFileError::Io {
-            path: path.clone(),
-            source,
+        let file = create().map_err(|source| {
+            // Such as on a full disk: nothing was begun, so nothing is left. A record that is there is somebody's.
+            if source.kind() != io::ErrorKind::AlreadyExists {
+                drop(std::fs::remove_dir_all(directory));
+            }
+            RecordFileError::Io {
+                path: path.clone(),
+                source,
+            }
         })?;
         Ok(Self {
             directory: directory.to_owned(),
@@ -67,13 +73,20 @@ impl RecordFile {
     /// Names a step before it is done. Not forced to disk: what these steps make doesn't outlive a crash of the host, only
     /// one of this process, which what the kernel holds does survive.
     pub(crate) fn name(&mut self, step: &Step) -> Result<(), RecordFileError> {
-        self.file
-            .write_all(line(step).as_bytes())
-            .map_err(|source| RecordFileError::Io {
-                path: self.directory.join(RECORD),
-                source,
-            })
+        append_line(&mut self.file, step).map_err(|source| RecordFileError::Io {
+            path: self.directory.join(RECORD),
+            source,
+        })
     }
+}
+
+/// Appends a line whole or not at all: half of one, followed by another, could not be read again.
+fn append_line(file: &mut File, step: &Step) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    file.write_all(line(step).as_bytes()).inspect_err(|_| {
+        // Best effort: a reader leaves out a last line that was cut.
+        drop(file.set_len(length));
+    })
 }
 
 /// Reads a task's record; `None` if there is none.
@@ -94,12 +107,7 @@ pub(crate) fn read(directory: &Path) -> Result<Option<Record>, RecordFileError> 
 /// Appends a step to a record that another process may have begun.
 pub(crate) fn append(directory: &Path, step: &Step) -> Result<(), RecordFileError> {
     let path = directory.join(RECORD);
-    let append = || {
-        File::options()
-            .append(true)
-            .open(&path)?
-            .write_all(line(step).as_bytes())
-    };
+    let append = || append_line(&mut File::options().append(true).open(&path)?, step);
     append().map_err(|source| RecordFileError::Io {
         path: path.clone(),
         source,
@@ -112,7 +120,7 @@ pub(crate) fn remove(directory: &Path) -> Result<(), RecordFileError> {
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
             if path.file_name().is_some_and(|name| name != RECORD) {
-                std::fs::remove_file(path)?;
+                remove_if_there(&path)?;
             }
         }
         std::fs::remove_dir_all(directory)
@@ -122,6 +130,13 @@ pub(crate) fn remove(directory: &Path) -> Result<(), RecordFileError> {
             path: directory.to_owned(),
             source,
         }),
+        _ => Ok(()),
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }

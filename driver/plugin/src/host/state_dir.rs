@@ -5,6 +5,8 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use steppe_vm::record::key_is_of;
+
 /// Version of the `instance` file.
 const INSTANCE_VERSION: u32 = 1;
 
@@ -97,6 +99,22 @@ impl StateDir {
     /// The random id of this instance, sixteen hex digits.
     pub(crate) fn instance(&self) -> &str {
         &self.instance
+    }
+
+    /// Keys of the tasks of an allocation that have a directory.
+    pub(crate) fn tasks_of(&self, alloc_id: &str) -> Result<Vec<String>, StateError> {
+        let path = self.path.join("tasks");
+        let failed = |source| StateError::Io {
+            path: path.clone(),
+            source,
+        };
+        let mut keys = Vec::new();
+        for entry in std::fs::read_dir(&path).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let key = name.to_str().filter(|key| key_is_of(key, alloc_id));
+            keys.extend(key.map(str::to_owned));
+        }
+        Ok(keys)
     }
 
     /// The directory of a task's record.

@@ -6,13 +6,20 @@
 
 use std::io;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Pause between two looks at the processes.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// No pair is free, or the leases can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LeaseError {
     #[error("all user ids of vm_uids are in use: widen the plugin option or stop a VM")]
     Exhausted,
+    #[error("a process of user {0} does not end")]
+    InUse(u32),
     #[error("user id lease {path} can't be made")]
     Io {
         path: PathBuf,
@@ -50,6 +57,27 @@ pub(crate) fn lease(directory: &Path, uid: u32, owner: &str) -> Result<bool, Lea
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(source) => Err(LeaseError::Io { path, source }),
     }
+}
+
+/// Waits until no process has one of a pair's ids, at most so long.
+pub(crate) fn wait_unused(uid: u32, timeout: Duration) -> Result<(), LeaseError> {
+    let deadline = Instant::now() + timeout;
+    while in_use(uid) {
+        if Instant::now() >= deadline {
+            return Err(LeaseError::InUse(uid));
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+    Ok(())
+}
+
+fn in_use(uid: u32) -> bool {
+    // The owner of a process's directory is its effective user.
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let owners = processes
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|data| data.uid());
+    owners.into_iter().any(|owner| owner == uid || owner == uid + 1)
 }
 
 /// Gives a pair back, if it is this owner's.

@@ -64,6 +64,9 @@ impl BasePlugin for Service {
         };
         let topology = nomad.driver.and_then(|driver| driver.topology);
         let instance = Arc::new(Instance::new(options, topology.as_ref()));
+        if let Ok(earlier) = self.0.instance() {
+            instance.take_over(&earlier);
+        }
         if instance.options.enabled {
             if let Err(error) = instance.log_to_file(&self.0.plugin.log) {
                 tracing::warn!(

@@ -3,6 +3,7 @@
 //! Conversions only: what is done stands in `task`. One file per family of calls.
 
 mod base;
+mod events;
 mod exec;
 mod fingerprint;
 mod order;

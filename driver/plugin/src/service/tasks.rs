@@ -1,17 +1,17 @@
 //! How do the driver's calls become what is done to tasks?
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nomad_proto::drivers as wire;
 use nomad_proto::drivers::driver_server::Driver as Rpc;
-use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
-use tokio_stream::{Stream, StreamExt};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Driver, exec, fingerprint, order, stats, status, task_not_found, timestamp, zero_timestamp};
+use super::{
+    Driver, events, exec, fingerprint, order, stats, status, task_not_found, timestamp, zero_timestamp,
+};
 use crate::config;
 use crate::task::recover::{self, HANDLE_VERSION};
 use crate::task::{Ended, Task, start, stop};
@@ -19,7 +19,6 @@ use crate::task::{Ended, Task, start, stop};
 pub(super) struct Service(pub(super) Arc<Driver>);
 
 type Answer<T> = Result<Response<T>, Status>;
-type EventStream = Pin<Box<dyn Stream<Item = Result<wire::DriverTaskEvent, Status>> + Send>>;
 
 impl Service {
     fn task(&self, id: &str) -> Result<Arc<Task>, Status> {
@@ -193,14 +192,10 @@ impl Rpc for Service {
         )))
     }
 
-    type TaskEventsStream = EventStream;
+    type TaskEventsStream = ReceiverStream<Result<wire::DriverTaskEvent, Status>>;
 
     async fn task_events(&self, _: Request<wire::TaskEventsRequest>) -> Answer<Self::TaskEventsStream> {
-        let (before, later) = self.0.events.listen();
-        // A reader that fell behind has lost the oldest, which Nomad would not have kept either.
-        let later = BroadcastStream::new(later).filter_map(Result::ok);
-        let events = tokio_stream::iter(before).chain(later).map(Ok);
-        Ok(Response::new(Box::pin(events)))
+        Ok(Response::new(events::stream(&self.0)))
     }
 
     /// VMs outlive the plugin: there is nothing to shut down.

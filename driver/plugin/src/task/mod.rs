@@ -1,11 +1,13 @@
 //! What happens to a task, in which order?
 //!
-//! `start`, `stop` and `recover` are what Nomad asks for; `undo` takes back what a start did, newest first; `shim` is the
+//! `start`, `stop` and `recover` are what Nomad asks for; `follow`
+//! makes a VM known and waits for its end; `undo` takes back what a start did, newest first; `shim` is the
 //! connection to the task's shim; `registry` knows the tasks of this process.
 
 pub(crate) mod start;
 pub(crate) mod stop;
 
+pub(crate) mod follow;
 pub(crate) mod recover;
 pub(crate) mod undo;
 
@@ -119,4 +121,16 @@ impl Failure {
     pub(crate) fn retryable(error: &dyn std::error::Error) -> Self {
         Self::Retryable(crate::host::chain(error))
     }
+}
+
+/// Runs something that blocks for milliseconds off the runtime's threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let ended = tokio::task::spawn_blocking(work).await;
+    ended.unwrap_or_else(|_| {
+        Err(Failure::Denied(
+            "the driver failed inside, its log says where".to_owned(),
+        ))
+    })
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use steppe_vm::record::{Record, task_key};
 use tokio::sync::watch;
 
-use super::shim::Shim;
-use super::start::{adopt, blocking, settle, undo_of};
-use super::undo::Undo;
-use super::{Ended, Failure, Task};
+use super::follow::{adopt, settle};
+use super::shim::{Address, Shim};
+use super::undo::{self, Undo, undo_of};
+use super::{Ended, Failure, Task, blocking};
 use crate::host::{chain, records};
 use crate::service::Driver;
 
@@ -64,6 +64,13 @@ pub(crate) async fn recover(
             record.header.task_id
         )));
     }
+    let gate = driver
+        .tasks
+        .gate(&record.header.alloc_id, &record.header.task_name);
+    let _turn = gate.lock().await;
+    if driver.tasks.get(task_id).is_some() {
+        return Ok(());
+    }
     if record.header.boot_id != records::boot_id() {
         return Err(Failure::Denied(
             "the host was restarted, and the VM with it".to_owned(),
@@ -74,17 +81,23 @@ pub(crate) async fn recover(
             "the task's start was interrupted before the guest ran".to_owned(),
         ));
     };
-    match Shim::connect(&undo.run_directory.join("control.sock")).await {
+    let address = Address {
+        control: undo.run_directory.join("control.sock"),
+        lock: undo.directory.join(undo::LOCK),
+    };
+    match Shim::connect(address).await {
         Ok(shim) => {
             let _task = adopt(driver, record.header, started_at_unix_ns, shim, undo);
         }
         Err(error) => {
+            let Some(ended) = settle(&undo.directory).await else {
+                return Err(Failure::Denied(format!("the VM runs, but {}", chain(&error))));
+            };
             tracing::info!(
                 task = task_id,
-                reason = chain(&error),
+                cause = ended.outcome.sentence,
                 "a VM ended while nobody watched"
             );
-            let ended = settle(&undo.directory).await;
             driver.events.say(&record.header, &ended.outcome.sentence);
             driver
                 .tasks

@@ -5,14 +5,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Task;
 
+/// Whoever holds it may change a task of an allocation.
+type Gate = Arc<tokio::sync::Mutex<()>>;
+
 /// Tasks by Nomad's task id. Locked for look-ups only, never while anything is done to a task.
 #[derive(Debug, Default)]
-pub(crate) struct Registry(Mutex<HashMap<String, Arc<Task>>>);
+pub(crate) struct Registry {
+    tasks: Mutex<HashMap<String, Arc<Task>>>,
+    gates: Mutex<HashMap<String, Gate>>,
+}
 
 impl Registry {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Task>>> {
         // A map operation that panics is out of memory; the map is whole either way.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn get(&self, id: &str) -> Option<Arc<Task>> {
@@ -25,5 +31,13 @@ impl Registry {
 
     pub(crate) fn remove(&self, id: &str) {
         let _task = self.lock().remove(id);
+    }
+
+    /// The gate of a task of an allocation, to be held while it is started, recovered or destroyed.
+    pub(crate) fn gate(&self, alloc_id: &str, task_name: &str) -> Gate {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody holds or waits for are of no more use.
+        gates.retain(|_, gate| Arc::strong_count(gate) > 1);
+        Arc::clone(gates.entry(format!("{alloc_id}/{task_name}")).or_default())
     }
 }

@@ -1,7 +1,7 @@
 //! How is a task's shim started, and spoken with?
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,11 +15,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::undo::is_unlocked;
+
 /// Requests that may wait for their turn: start and stop never have more than one each under way.
 const REQUESTS_MAX: usize = 16;
 
 /// How long the shim may take to answer a request. It answers when QEMU has, which takes milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pause between two tries to reach a shim that lives.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Numbers of the descriptors that the shim inherits, as its options name them.
 const CLIENT_FD: i32 = 3;
@@ -35,17 +40,29 @@ pub(crate) enum View {
 }
 
 impl View {
-    /// Whether nothing more will come.
+    /// Whether nothing more will come that matters: a failed start is not overwritten by the end that follows it.
     pub(crate) fn is_final(&self) -> bool {
-        matches!(self, Self::Lost | Self::Is(State::Exited { .. }))
+        matches!(
+            self,
+            Self::Lost | Self::Is(State::Exited { .. } | State::Failed { .. })
+        )
     }
 }
 
-/// A connection to a shim, kept by a task of its own.
+/// A connection to a shim, kept by a task of its own for as long as the shim lives.
 #[derive(Debug, Clone)]
 pub(crate) struct Shim {
     requests: mpsc::Sender<Asked>,
     pub(crate) view: watch::Receiver<View>,
+}
+
+/// Where a shim is found.
+#[derive(Debug, Clone)]
+pub(crate) struct Address {
+    /// Its control socket.
+    pub(crate) control: PathBuf,
+    /// The file it holds locked.
+    pub(crate) lock: PathBuf,
 }
 
 #[derive(Debug)]
@@ -92,7 +109,6 @@ pub(crate) struct Command<'a> {
     pub(crate) program: &'a Path,
     pub(crate) plan: &'a Path,
     pub(crate) record: &'a Path,
-    pub(crate) control: &'a Path,
     pub(crate) stdout: &'a str,
     pub(crate) stderr: &'a str,
     pub(crate) uid: u32,
@@ -106,8 +122,10 @@ pub(crate) struct Command<'a> {
 
 impl Shim {
     /// Starts a shim and connects to it. The shim ends the VM if this process dies before the guest runs.
-    pub(crate) fn spawn(command: Command<'_>) -> io::Result<Self> {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    pub(crate) fn spawn(command: Command<'_>, address: Address) -> io::Result<Self> {
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        // The socket keeps it until the shim listens.
+        ours.write_all(line(&HELLO).as_bytes())?;
         let mut process = tokio::process::Command::new(command.program);
         process
             .env_clear()
@@ -120,7 +138,7 @@ impl Shim {
         for (name, value) in [
             ("--plan", command.plan),
             ("--record", command.record),
-            ("--control", command.control),
+            ("--control", &address.control),
         ] {
             process.arg(name).arg(value);
         }
@@ -165,57 +183,49 @@ impl Shim {
             let _status = child.wait().await;
         }));
         ours.set_nonblocking(true)?;
-        Ok(Self::follow(
-            UnixStream::from_std(ours)?,
-            Lines::default(),
-            State::Starting,
-            true,
-        ))
+        let connection = Connection {
+            stream: UnixStream::from_std(ours)?,
+            lines: Lines::default(),
+        };
+        Ok(Self::follow(connection, address, State::Starting))
     }
 
     /// Connects to a shim that is there already.
-    pub(crate) async fn connect(path: &Path) -> Result<Self, ConnectError> {
-        let connect = async {
-            let mut stream = UnixStream::connect(path)
-                .await
-                .map_err(|source| ConnectError::Socket {
-                    path: path.to_owned(),
-                    source,
-                })?;
-            stream
-                .write_all(hello().as_bytes())
-                .await
-                .map_err(ConnectError::Broken)?;
-            let mut lines = Lines::default();
-            match read(&mut stream, &mut lines).await? {
-                Message::Hello { state, .. } => Ok(Self::follow(stream, lines, state, false)),
-                Message::Refused { reason } => Err(ConnectError::Version(reason)),
-                Message::Done | Message::State { .. } => Err(ConnectError::Ended),
-            }
-        };
-        tokio::time::timeout(ANSWER_TIMEOUT, connect)
-            .await
-            .unwrap_or(Err(ConnectError::Silent))
+    pub(crate) async fn connect(address: Address) -> Result<Self, ConnectError> {
+        let (connection, state) = Connection::open(&address.control).await?;
+        Ok(Self::follow(connection, address, state))
     }
 
-    fn follow(stream: UnixStream, lines: Lines, state: State, say_hello: bool) -> Self {
+    fn follow(connection: Connection, address: Address, state: State) -> Self {
         let (requests, asked) = mpsc::channel(REQUESTS_MAX);
         let (sender, view) = watch::channel(View::Is(state));
-        drop(tokio::spawn(follow(stream, lines, say_hello, asked, sender)));
+        let follower = Follower {
+            address,
+            asked: Some(asked),
+            waiting: None,
+            view: sender,
+        };
+        drop(tokio::spawn(follower.run(connection)));
         Self { requests, view }
     }
 
     /// Asks the shim for something and waits for its answer.
     pub(crate) async fn ask(&self, request: Request) -> Result<(), RequestError> {
         let (answer, answered) = oneshot::channel();
-        let asked = Asked { request, answer };
-        self.requests.send(asked).await.map_err(|_| RequestError::Gone)?;
-        match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
-            Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(reason))) => Err(RequestError::Refused(reason)),
-            Ok(Err(_)) => Err(RequestError::Gone),
-            Err(_) => Err(RequestError::Silent),
-        }
+        let asked = async {
+            self.requests
+                .send(Asked { request, answer })
+                .await
+                .map_err(|_| RequestError::Gone)?;
+            match answered.await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(reason)) => Err(RequestError::Refused(reason)),
+                Err(_) => Err(RequestError::Gone),
+            }
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, asked)
+            .await
+            .unwrap_or(Err(RequestError::Silent))
     }
 
     /// Waits until the view has a quality, at most so long.
@@ -237,76 +247,167 @@ impl Shim {
     }
 }
 
-fn hello() -> String {
-    line(&Request::Hello {
-        min: VERSION_MIN,
-        max: VERSION_MAX,
-    })
+/// The bytes of one connection.
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    lines: Lines,
 }
 
-async fn read(stream: &mut UnixStream, lines: &mut Lines) -> Result<Message, ConnectError> {
-    loop {
-        if let Some(message) = lines.take()? {
-            return Ok(message);
+impl Connection {
+    /// Connects and says hello; the state is the shim's answer.
+    async fn open(path: &Path) -> Result<(Self, State), ConnectError> {
+        let open = async {
+            let stream = UnixStream::connect(path)
+                .await
+                .map_err(|source| ConnectError::Socket {
+                    path: path.to_owned(),
+                    source,
+                })?;
+            let mut connection = Self {
+                stream,
+                lines: Lines::default(),
+            };
+            connection.say(&HELLO).await?;
+            match connection.hear().await? {
+                Message::Hello { state, .. } => Ok((connection, state)),
+                Message::Refused { reason } => Err(ConnectError::Version(reason)),
+                Message::Done | Message::State { .. } => Err(ConnectError::Ended),
+            }
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, open)
+            .await
+            .unwrap_or(Err(ConnectError::Silent))
+    }
+
+    async fn say(&mut self, request: &Request) -> Result<(), ConnectError> {
+        self.stream
+            .write_all(line(request).as_bytes())
+            .await
+            .map_err(ConnectError::Broken)
+    }
+
+    async fn hear(&mut self) -> Result<Message, ConnectError> {
+        loop {
+            if let Some(message) = self.lines.take()? {
+                return Ok(message);
+            }
+            let mut buffer = [0; 4096];
+            // Cancel safe: what was read is in `lines` before the next wait.
+            let length = self
+                .stream
+                .read(&mut buffer)
+                .await
+                .map_err(ConnectError::Broken)?;
+            if length == 0 {
+                return Err(ConnectError::Ended);
+            }
+            self.lines.feed(buffer.get(..length).unwrap_or_default());
         }
-        let mut buffer = [0; 4096];
-        // Cancel safe: what was read is in `lines` before the next wait.
-        let length = stream.read(&mut buffer).await.map_err(ConnectError::Broken)?;
-        if length == 0 {
-            return Err(ConnectError::Ended);
-        }
-        lines.feed(buffer.get(..length).unwrap_or_default());
     }
 }
 
-/// Keeps the connection until its end: one request under way at a time, the state published at each change.
-async fn follow(
-    mut stream: UnixStream,
-    mut lines: Lines,
-    say_hello: bool,
-    mut asked: mpsc::Receiver<Asked>,
+/// The first thing that is said.
+const HELLO: Request = Request::Hello {
+    min: VERSION_MIN,
+    max: VERSION_MAX,
+};
+
+/// Keeps up the connection to one shim, and publishes its state at each change.
+struct Follower {
+    address: Address,
+    /// `None` once nobody can ask any more.
+    asked: Option<mpsc::Receiver<Asked>>,
+    /// Whoever waits for an answer: one request is under way at a time.
+    waiting: Option<oneshot::Sender<Result<(), String>>>,
     view: watch::Sender<View>,
-) {
-    let mut waiting: Option<oneshot::Sender<Result<(), String>>> = None;
-    let mut open = true;
-    if say_hello && stream.write_all(hello().as_bytes()).await.is_err() {
-        view.send_replace(View::Lost);
-        return;
-    }
-    loop {
-        tokio::select! {
-            // Both are cancel safe: a message half read stays in `lines`, a request is taken whole.
-            message = read(&mut stream, &mut lines) => match message {
-                Ok(Message::Hello { state, .. } | Message::State { state }) => {
-                    view.send_replace(View::Is(state));
-                }
-                Ok(Message::Done) => answer(&mut waiting, Ok(())),
-                Ok(Message::Refused { reason }) => answer(&mut waiting, Err(reason)),
-                Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "the connection to a shim ended");
-                    break;
-                }
-            },
-            request = asked.recv(), if open && waiting.is_none() => match request {
-                Some(Asked { request, answer }) => {
-                    waiting = Some(answer);
-                    if stream.write_all(line(&request).as_bytes()).await.is_err() {
-                        break;
-                    }
-                }
-                // Nobody can ask any more, but the VM's end is still to be heard of.
-                None => open = false,
-            },
-        }
-    }
-    if !view.borrow().is_final() {
-        view.send_replace(View::Lost);
-    }
 }
 
-fn answer(waiting: &mut Option<oneshot::Sender<Result<(), String>>>, result: Result<(), String>) {
-    if let Some(waiting) = waiting.take() {
-        // Whoever asked may have given up.
-        let _unheard = waiting.send(result);
+impl Follower {
+    async fn run(mut self, mut connection: Connection) {
+        loop {
+            let error = self.follow(&mut connection).await;
+            self.answer(Err("the connection to the VM's shim broke".to_owned()));
+            if self.view.borrow().is_final() {
+                return;
+            }
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "the connection to a shim ended"
+            );
+            // A connection that broke is not the VM's end: only a free lock is.
+            match self.reconnect().await {
+                Some(again) => connection = again,
+                None => {
+                    self.view.send_replace(View::Lost);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Carries requests there and states back until the connection ends.
+    async fn follow(&mut self, connection: &mut Connection) -> ConnectError {
+        loop {
+            let may_ask = self.waiting.is_none();
+            let request = async {
+                match &mut self.asked {
+                    Some(asked) if may_ask => asked.recv().await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // Both are cancel safe: a message half read stays in `lines`, a request is taken whole.
+                message = connection.hear() => match message {
+                    Ok(Message::Hello { state, .. } | Message::State { state }) => self.enter(state),
+                    Ok(Message::Done) => self.answer(Ok(())),
+                    Ok(Message::Refused { reason }) => self.answer(Err(reason)),
+                    Err(error) => return error,
+                },
+                request = request => match request {
+                    Some(Asked { request, answer }) => {
+                        self.waiting = Some(answer);
+                        if let Err(error) = connection.say(&request).await {
+                            return error;
+                        }
+                    }
+                    None => self.asked = None,
+                },
+            }
+        }
+    }
+
+    async fn reconnect(&mut self) -> Option<Connection> {
+        loop {
+            let lock = self.address.lock.clone();
+            let gone = tokio::task::spawn_blocking(move || is_unlocked(&lock))
+                .await
+                .unwrap_or(true);
+            if gone {
+                return None;
+            }
+            if let Ok((connection, state)) = Connection::open(&self.address.control).await {
+                self.enter(state);
+                return Some(connection);
+            }
+            tokio::time::sleep(RECONNECT_INTERVAL).await;
+        }
+    }
+
+    fn enter(&self, state: State) {
+        let _changed = self.view.send_if_modified(|view| {
+            let open = !view.is_final();
+            if open {
+                *view = View::Is(state);
+            }
+            open
+        });
+    }
+
+    fn answer(&mut self, result: Result<(), String>) {
+        if let Some(waiting) = self.waiting.take() {
+            // Whoever asked may have given up.
+            let _unheard = waiting.send(result);
+        }
     }
 }

@@ -12,12 +12,12 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use steppe_vm::Vm;
 use steppe_vm::control::{Request, State};
-use steppe_vm::record::{Header, RECORD_VERSION, Step, task_key};
+use steppe_vm::record::{Header, RECORD_VERSION, Record, Step, task_key};
 use steppe_vm::vm::Accelerator;
 
-use super::shim::{Command, Shim, View};
-use super::undo::{self, Undo};
-use super::{Ended, Failure, Order, Task};
+use super::shim::{Address, Command, Shim, View};
+use super::undo::{self, Undo, undo_of};
+use super::{Failure, Order, Task, blocking, follow};
 use crate::config;
 use crate::host::files::{self, Places, Roots};
 use crate::host::records::{self, RecordFile};
@@ -29,12 +29,12 @@ use crate::service::Driver;
 /// How long the shim may take until QEMU has answered. The shim gives up by itself after 20 s and says why.
 const PREPARED_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// How long an old shim of the same task may take to be gone.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Starts the VM of a task.
 pub(crate) async fn start(driver: &Arc<Driver>, order: Order) -> Result<Arc<Task>, Failure> {
     let instance = driver.instance()?;
+    // One at a time for each task of an allocation, whatever its id.
+    let gate = driver.tasks.gate(&order.alloc_id, &order.task_name);
+    let _turn = gate.lock().await;
     let prepared = {
         let (driver, instance, order) = (Arc::clone(driver), Arc::clone(&instance), order.clone());
         blocking(move || prepare(&driver, &instance, &order)).await?
@@ -45,18 +45,6 @@ pub(crate) async fn start(driver: &Arc<Driver>, order: Order) -> Result<Arc<Task
         Ok(task) => Ok(task),
         Err(failure) => Err(take_back(undo, failure).await),
     }
-}
-
-/// Runs something that blocks for milliseconds off the runtime's threads.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    let ended = tokio::task::spawn_blocking(work).await;
-    ended.unwrap_or_else(|_| {
-        Err(Failure::Denied(
-            "the driver failed inside, its log says where".to_owned(),
-        ))
-    })
 }
 
 /// Takes a failed start back; the failure says so if that failed as well.
@@ -121,12 +109,7 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
     let state = instance.state().map_err(|error| Failure::retryable(&error))?;
     let key = task_key(&order.alloc_id, &order.task_id);
     let undo = Arc::new(undo_of(instance, &state, &key));
-    // Nomad calls again, with the same id, when a plugin died inside a start.
-    if !matches!(records::read(&undo.directory), Ok(None)) {
-        tracing::info!(task = order.task_id, "an interrupted start is taken back first");
-        driver.tasks.remove(&order.task_id);
-        undo.run().map_err(|error| Failure::retryable(&error))?;
-    }
+    take_back_earlier(driver, instance, &state, order)?;
 
     let spec = config::task(&order.config).map_err(|error| Failure::denied(&error))?;
     let checked = steppe_vm::spec::check(&spec, &order.allocated, &instance.offer())
@@ -193,6 +176,39 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
             }
         },
     }
+}
+
+/// Takes back what earlier starts of the same task left: of this very start, if the plugin died inside it; of one with
+/// another id, if the agent died inside it and forgot the id. Nomad never runs two of one task in one allocation.
+fn take_back_earlier(
+    driver: &Arc<Driver>,
+    instance: &Instance,
+    state: &StateDir,
+    order: &Order,
+) -> Result<(), Failure> {
+    for key in state
+        .tasks_of(&order.alloc_id)
+        .map_err(|error| Failure::retryable(&error))?
+    {
+        let earlier = undo_of(instance, state, &key);
+        let record = records::read(&earlier.directory);
+        let of_this_task = |record: &Record| record.header.task_name == order.task_name;
+        // One that can't be read is this task's own, cut off in its first line, or nobody's.
+        if key == task_key(&order.alloc_id, &order.task_id)
+            || matches!(&record, Ok(Some(record)) if of_this_task(record))
+        {
+            tracing::info!(
+                task = order.task_id,
+                record = key,
+                "an interrupted start is taken back first"
+            );
+            if let Ok(Some(record)) = &record {
+                driver.tasks.remove(&record.header.task_id);
+            }
+            earlier.run().map_err(|error| Failure::retryable(&error))?;
+        }
+    }
+    Ok(())
 }
 
 /// A checked machine and where its parts are on this host.
@@ -282,29 +298,23 @@ fn lock(path: &Path) -> std::io::Result<OwnedFd> {
         .write(true)
         .read(true)
         .open(path)?;
-    file.lock()?;
+    // Nobody else knows the file: it is free.
+    file.try_lock()?;
     Ok(file.into())
-}
-
-/// Where everything of a task is.
-pub(crate) fn undo_of(instance: &Instance, state: &StateDir, key: &str) -> Undo {
-    Undo {
-        directory: state.task(key),
-        run_directory: instance.options.run_dir.join(state.instance()).join(key),
-        leases: instance.uid_leases(),
-        owner: format!("{}/{key}", state.instance()),
-    }
 }
 
 /// From the shim's start to the running guest.
 async fn launch(driver: &Arc<Driver>, order: Order, mut prepared: Prepared) -> Result<Arc<Task>, Failure> {
     let start = prepared.shim;
     let (vm_cgroups, shim_cgroups) = start.leaves.iter().partition(|leaf| cgroup::is_vm(leaf));
-    let shim = Shim::spawn(Command {
+    let address = Address {
+        control: start.control,
+        lock: prepared.undo.directory.join(undo::LOCK),
+    };
+    let command = Command {
         program: &start.program,
         plan: &start.plan,
         record: &prepared.undo.directory,
-        control: &start.control,
         stdout: &order.stdout,
         stderr: &order.stderr,
         uid: start.uid,
@@ -312,8 +322,9 @@ async fn launch(driver: &Arc<Driver>, order: Order, mut prepared: Prepared) -> R
         shim_cgroups,
         log: start.log,
         lock: start.lock,
-    })
-    .map_err(|error| Failure::Retryable(format!("microvm-shim can't be started: {error}")))?;
+    };
+    let shim = Shim::spawn(command, address)
+        .map_err(|error| Failure::Retryable(format!("microvm-shim can't be started: {error}")))?;
     let is_answer = |view: &View| !matches!(view, View::Is(State::Starting));
     match shim.wait_until(PREPARED_TIMEOUT, is_answer).await {
         Some(View::Is(State::Prepared { .. })) => {}
@@ -330,7 +341,7 @@ async fn launch(driver: &Arc<Driver>, order: Order, mut prepared: Prepared) -> R
     for notice in &prepared.notices {
         driver.events.say(&prepared.header, notice);
     }
-    Ok(adopt(
+    Ok(follow::adopt(
         driver,
         prepared.header,
         started_at_unix_ns,
@@ -343,10 +354,14 @@ async fn launch(driver: &Arc<Driver>, order: Order, mut prepared: Prepared) -> R
 async fn not_started(shim: &Shim, view: Option<View>) -> Failure {
     // A reason that was given is better than the end that follows it.
     match view {
-        Some(View::Is(State::Failed { reason })) if reason.contains("did not answer") => {
-            Failure::Retryable(reason)
-        }
-        Some(View::Is(State::Failed { reason })) => Failure::Denied(reason),
+        Some(View::Is(State::Failed {
+            reason,
+            retryable: true,
+        })) => Failure::Retryable(reason),
+        Some(View::Is(State::Failed {
+            reason,
+            retryable: false,
+        })) => Failure::Denied(reason),
         Some(View::Is(State::Exited { exit, stderr })) => {
             let last = stderr
                 .lines()
@@ -355,7 +370,7 @@ async fn not_started(shim: &Shim, view: Option<View>) -> Failure {
                 .unwrap_or("it left no message");
             let reason = format!("{}: {}", exit.outcome().sentence, last.trim());
             // Another process has the port; it may be gone at the next try.
-            if last.contains("host forwarding rule") {
+            if last.contains("Could not set up host forwarding rule") {
                 return Failure::Retryable(format!("a port of the task is in use on this host: {reason}"));
             }
             Failure::Denied(reason)
@@ -368,80 +383,5 @@ async fn not_started(shim: &Shim, view: Option<View>) -> Failure {
             drop(shim.ask(Request::Kill).await);
             Failure::Retryable("QEMU did not get ready in time".to_owned())
         }
-    }
-}
-
-/// Makes a running VM known, and follows it to its end.
-pub(crate) fn adopt(
-    driver: &Arc<Driver>,
-    header: Header,
-    started_at_unix_ns: u64,
-    shim: Shim,
-    undo: Arc<Undo>,
-) -> Arc<Task> {
-    let (sender, ended) = tokio::sync::watch::channel(None);
-    let follower = Follower {
-        driver: Arc::clone(driver),
-        header: header.clone(),
-        shim: shim.clone(),
-        undo: Arc::clone(&undo),
-    };
-    drop(tokio::spawn(async move {
-        let end = follower.end().await;
-        sender.send_replace(Some(end));
-    }));
-    let task = Arc::new(Task {
-        header,
-        started_at_unix_ns,
-        shim: Some(shim),
-        ended,
-        undo,
-    });
-    driver.tasks.insert(Arc::clone(&task));
-    task
-}
-
-/// Waits for one VM's end.
-struct Follower {
-    driver: Arc<Driver>,
-    header: Header,
-    shim: Shim,
-    undo: Arc<Undo>,
-}
-
-impl Follower {
-    async fn end(self) -> Ended {
-        let mut view = self.shim.view.clone();
-        let last = view.wait_for(View::is_final).await.map(|view| view.clone());
-        let ended = match last {
-            Ok(View::Is(State::Exited { exit, .. })) => Ended {
-                outcome: exit.outcome(),
-                at_unix_ns: exit.ended_at_unix_ns,
-            },
-            _ => settle(&self.undo.directory).await,
-        };
-        tracing::info!(
-            task = self.header.task_id,
-            cause = ended.outcome.sentence,
-            "a VM ended"
-        );
-        self.driver.events.say(&self.header, &ended.outcome.sentence);
-        ended
-    }
-}
-
-/// The end of a VM whose shim no longer speaks: its record if it wrote one, once it is surely gone.
-pub(crate) async fn settle(directory: &Path) -> Ended {
-    let directory = directory.to_owned();
-    let settled = blocking(move || {
-        let gone = undo::wait_unlocked(&directory.join(undo::LOCK), SETTLE_TIMEOUT);
-        Ok(records::read_exit(&directory).filter(|_| gone))
-    });
-    match settled.await {
-        Ok(Some(exit)) => Ended {
-            outcome: exit.outcome(),
-            at_unix_ns: exit.ended_at_unix_ns,
-        },
-        _ => Ended::lost(unix_ns()),
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use steppe_vm::control::Request;
 
-use super::start::blocking;
-use super::{Failure, Task};
+use super::undo::{self, LOCK, undo_of};
+use super::{Failure, Task, blocking};
 use crate::service::Driver;
 
 /// How long QEMU may take to quit: it writes its disks out first.
@@ -38,12 +38,20 @@ pub(crate) async fn stop(task: &Task, timeout: Duration, signal: &str) -> Result
 async fn end(task: &Task) -> Result<(), Failure> {
     let Some(shim) = &task.shim else { return Ok(()) };
     for (request, timeout) in [(Request::Quit, QUIT_TIMEOUT), (Request::Kill, KILL_TIMEOUT)] {
-        if let Err(error) = shim.ask(request).await {
-            tracing::debug!(task = task.header.task_id, error = %error, "a shim did not take a request");
-        }
-        if ends_within(task, timeout).await {
+        let ended = async {
+            if let Err(error) = shim.ask(request).await {
+                tracing::debug!(task = task.header.task_id, error = %error, "a shim did not take a request");
+            }
+            task.wait().await
+        };
+        if tokio::time::timeout(timeout, ended).await.is_ok() {
             return Ok(());
         }
+    }
+    // The shim itself stands still: its end is QEMU's.
+    undo::kill_holder(&task.undo.directory.join(LOCK));
+    if ends_within(task, KILL_TIMEOUT).await {
+        return Ok(());
     }
     Err(Failure::Retryable(
         "the VM does not end although it was killed: see the driver's log".to_owned(),
@@ -56,6 +64,17 @@ async fn ends_within(task: &Task, timeout: Duration) -> bool {
 
 /// Removes every trace of a task, running or not; a task that nobody knows has none.
 pub(crate) async fn destroy(driver: &Arc<Driver>, task_id: &str) -> Result<(), Failure> {
+    let gate = match driver.tasks.get(task_id) {
+        Some(task) => driver.tasks.gate(&task.header.alloc_id, &task.header.task_name),
+        // Nomad's task ids are <alloc id>/<task name>/<random>.
+        None => {
+            let mut parts = task_id.split('/');
+            driver
+                .tasks
+                .gate(parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+        }
+    };
+    let _turn = gate.lock().await;
     let undo = match driver.tasks.get(task_id) {
         Some(task) => {
             if task.ended().is_none()
@@ -88,7 +107,7 @@ async fn left_behind(driver: &Arc<Driver>, task_id: &str) -> Result<Option<Arc<s
         let state = instance.state().map_err(|error| Failure::retryable(&error))?;
         // Nomad's task ids begin with the allocation's id.
         let alloc_id = id.split('/').next().unwrap_or_default();
-        let undo = super::start::undo_of(&instance, &state, &steppe_vm::record::task_key(alloc_id, &id));
+        let undo = undo_of(&instance, &state, &steppe_vm::record::task_key(alloc_id, &id));
         Ok(undo.directory.exists().then(|| Arc::new(undo)))
     })
     .await

@@ -1,0 +1,98 @@
+//! How does a running VM become known, and its end?
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steppe_vm::control::State;
+use steppe_vm::record::Header;
+use tokio::sync::watch;
+
+use super::shim::{Shim, View};
+use super::undo::{self, Undo};
+use super::{Ended, Task, blocking};
+use crate::host::{records, unix_ns};
+use crate::service::Driver;
+
+/// How long a shim that ends may still hold its lock.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Makes a running VM known, and follows it to its end.
+pub(crate) fn adopt(
+    driver: &Arc<Driver>,
+    header: Header,
+    started_at_unix_ns: u64,
+    shim: Shim,
+    undo: Arc<Undo>,
+) -> Arc<Task> {
+    let (sender, ended) = watch::channel(None);
+    let follower = Follower {
+        driver: Arc::clone(driver),
+        header: header.clone(),
+        shim: shim.clone(),
+        undo: Arc::clone(&undo),
+    };
+    drop(tokio::spawn(async move {
+        let end = follower.end().await;
+        sender.send_replace(Some(end));
+    }));
+    let task = Arc::new(Task {
+        header,
+        started_at_unix_ns,
+        shim: Some(shim),
+        ended,
+        undo,
+    });
+    driver.tasks.insert(Arc::clone(&task));
+    task
+}
+
+/// Waits for one VM's end.
+struct Follower {
+    driver: Arc<Driver>,
+    header: Header,
+    shim: Shim,
+    undo: Arc<Undo>,
+}
+
+impl Follower {
+    async fn end(self) -> Ended {
+        let mut view = self.shim.view.clone();
+        let last = view.wait_for(View::is_final).await.map(|view| view.clone());
+        let ended = match last {
+            Ok(View::Is(State::Exited { exit, .. })) => Ended {
+                outcome: exit.outcome(),
+                at_unix_ns: exit.ended_at_unix_ns,
+            },
+            _ => settle(&self.undo.directory)
+                .await
+                .unwrap_or_else(|| Ended::lost(unix_ns())),
+        };
+        tracing::info!(
+            task = self.header.task_id,
+            cause = ended.outcome.sentence,
+            "a VM ended"
+        );
+        self.driver.events.say(&self.header, &ended.outcome.sentence);
+        ended
+    }
+}
+
+/// The end of a VM whose shim doesn't speak: what it wrote down, or that it was lost. `None` while the shim lives.
+pub(crate) async fn settle(directory: &Path) -> Option<Ended> {
+    let directory = directory.to_owned();
+    let settled = blocking(move || {
+        if !undo::wait_unlocked(&directory.join(undo::LOCK), SETTLE_TIMEOUT) {
+            return Ok(None);
+        }
+        let exit = records::read_exit(&directory);
+        Ok(Some(exit.map_or_else(
+            || Ended::lost(unix_ns()),
+            |exit| Ended {
+                outcome: exit.outcome(),
+                at_unix_ns: exit.ended_at_unix_ns,
+            },
+        )))
+    });
+    settled.await.unwrap_or_default()
+}
