@@ -8,6 +8,8 @@ DESTDIR=${DESTDIR:-}
 shims() {
     for process in /proc/[0-9]*; do
         name=$(cat "$process/comm" 2>/dev/null) || continue
+        # A zombie is no shim any more.
+        ! grep -q '^State:.Z' "$process/status" 2>/dev/null || continue
         # After an upgrade the link ends with " (deleted)"; without root it cannot be read.
         program=$(readlink "$process/exe" 2>/dev/null) || program=
         case "$name:${program##*/}" in

@@ -1,0 +1,51 @@
+# A Nomad client with the microvm driver. Shown are all options with their defaults, unless said otherwise.
+#
+# The unit of Nomad needs KillMode=process, as in HashiCorp's packages: otherwise systemd ends every virtual machine
+# when it restarts Nomad.
+
+client {
+  enabled = true
+
+  # A job's kill_timeout is cut down to this. A guest needs some seconds to shut down; Nomad's default is 30s.
+  max_kill_timeout = "2m"
+}
+
+# Without this Nomad never asks for the CPU and memory of the virtual machines: `nomad alloc status -stats` and the charts of
+# the UI stay empty. Nomad's default is false.
+telemetry {
+  publish_allocation_metrics = true
+}
+
+plugin "nomad-driver-microvm" {
+  config {
+    # Offer the driver on this node.
+    enabled = true
+
+    # The record of each task, exit records, logs of plugin and shims; one per agent. Must survive a restart.
+    state_dir = "/var/lib/steppe/driver"
+
+    # Sockets. May be lost at a reboot.
+    run_dir = "/run/steppe"
+
+    # Absolute folders in which the name of a kernel or initrd is looked up that does not begin with local/ or alloc/.
+    image_paths = []
+
+    # Allow network { name = "user" }: QEMU's user-mode network, inbound ports only.
+    user_network = false
+
+    # QEMU, a name in PATH or an absolute path.
+    qemu = "qemu-system-x86_64"
+
+    # The shim; empty means beside the plugin.
+    shim = ""
+
+    # auto, kvm or tcg. auto takes KVM where it proves to work, else TCG.
+    accelerator = "auto"
+
+    # Each virtual machine runs as a user of its own from this range, which must belong to nobody else.
+    vm_uids = "1900000000-1900065535"
+
+    # Of the plugin's own log: error, warn, info, debug or trace.
+    log_level = "info"
+  }
+}

@@ -1,0 +1,137 @@
+//! What does each of many machines cost while it does nothing?
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::cost::{self, uss_kib};
+use crate::figures::{Report, Samples};
+use crate::nomad::{Task, until};
+use crate::one::{self, Driver};
+use crate::{Bench, BenchError, say};
+
+/// Machines of the built-in driver beside which its executors are measured: each is a PC with 256 MiB.
+const RIVALS: usize = 8;
+
+/// Memory of ours: what the test guest boots with, and a little.
+const MEMORY_MIB: u32 = 96;
+
+/// Forty of them fit on any node.
+const CPU_MHZ: u32 = 20;
+
+/// Forty boots on two cores take about a minute.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// The machines have booted when all QEMUs together use less than this share of a core.
+const IDLE_CORES: f64 = 0.4;
+
+/// Waits until the machines have booted.
+fn settle(qemus: &[u32]) -> Result<(), BenchError> {
+    let used = || qemus.iter().map(|pid| cost::cpu_ns(*pid)).sum::<u64>();
+    until("rest after the boot of many machines", LIMIT, || {
+        let before = used();
+        std::thread::sleep(Duration::from_secs(2));
+        Ok((used().saturating_sub(before) as f64 / 2e9 < IDLE_CORES).then_some(()))
+    })
+}
+
+fn all_running(bench: &Bench, job: &str, count: usize) -> Result<Vec<u32>, BenchError> {
+    let allocations = bench.api.allocations(job, count)?;
+    let mut qemus = Vec::new();
+    for allocation in &allocations {
+        let _state = bench.api.task_state(allocation, "running", LIMIT)?;
+        qemus.push(bench.watch.began(allocation, LIMIT)?.pid);
+    }
+    settle(&qemus)?;
+    Ok(qemus)
+}
+
+fn all_gone(bench: &Bench, job: &str, qemus: &[u32]) -> Result<(), BenchError> {
+    bench.api.purge(job)?;
+    for pid in qemus {
+        let _at = bench.watch.ended_ns(*pid, LIMIT)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn measure(bench: &Bench, count: usize, report: &mut Report) -> Result<(), BenchError> {
+    let plugin = one::plugin(bench)?;
+    let before = uss_kib(plugin);
+    say(&format!("{count} machines at once"));
+    let config = json!({"kernel": "vmlinux", "initrd": "initrd.img", "cmdline": "quiet"});
+    bench.api.submit(
+        "crowd",
+        &Task {
+            driver: "microvm",
+            config,
+            memory_mib: MEMORY_MIB,
+            cpu_mhz: CPU_MHZ,
+            count,
+        },
+    )?;
+    let qemus = all_running(bench, "crowd", count)?;
+    let shims = cost::running(&bench.agents.join("bin/plugins/microvm-shim"));
+    // Both processes of a shim have its arguments, which name its task.
+    let mut by_task = std::collections::BTreeMap::<Vec<String>, u64>::new();
+    for (pid, arguments) in shims {
+        *by_task.entry(arguments).or_default() += uss_kib(pid);
+    }
+    if by_task.len() != count {
+        return Err(BenchError::Task(format!(
+            "{} shims run, {count} should",
+            by_task.len()
+        )));
+    }
+    let mut shim = Samples::default();
+    by_task.values().for_each(|kib| shim.push(*kib as f64 / 1024.0));
+    let growth = uss_kib(plugin).saturating_sub(before) as f64 / count as f64;
+    all_gone(bench, "crowd", &qemus)?;
+
+    let rivals = RIVALS.min(count);
+    let task = Task {
+        count: rivals,
+        cpu_mhz: CPU_MHZ,
+        ..one::task(bench, Driver::BuiltIn, "", false)?
+    };
+    bench.api.submit("crowd-built-in", &task)?;
+    let qemus = all_running(bench, "crowd-built-in", rivals)?;
+    let nomads = cost::running(&bench.agents.join("bin/nomad"));
+    let mut executor = Samples::default();
+    for (pid, arguments) in nomads {
+        if arguments.get(1).is_some_and(|word| word == "executor") {
+            executor.push(uss_kib(pid) as f64 / 1024.0);
+        }
+    }
+    all_gone(bench, "crowd-built-in", &qemus)?;
+
+    report.add(
+        "USS of a shim, both processes, mean",
+        shim.mean(),
+        "MiB",
+        Some(1.0),
+        shim.spread(),
+    );
+    report.add(
+        "USS of the built-in driver's executor, mean",
+        executor.mean(),
+        "MiB",
+        None,
+        executor.spread(),
+    );
+    let both = shim.spread() + executor.spread();
+    report.add(
+        "USS of a shim, ratio to that",
+        shim.mean() / executor.mean(),
+        "",
+        Some(0.08),
+        both,
+    );
+    report.add(
+        "growth of the plugin per machine",
+        growth,
+        "KiB",
+        Some(100.0),
+        0.0,
+    );
+    Ok(())
+}

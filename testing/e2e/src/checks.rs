@@ -1,0 +1,48 @@
+//! Which checks are there?
+
+mod basic;
+mod logs;
+mod plan;
+mod stop;
+
+mod crash;
+mod interrupted;
+
+mod cycles;
+
+mod bad_agents;
+mod bad_input;
+mod bad_jobs;
+
+use crate::harness::Beside::{Nothing, Others};
+use crate::harness::{Beside, Check};
+use crate::world::World;
+
+const fn check(name: &'static str, beside: Beside, run: fn(&World)) -> Check {
+    Check { name, beside, run }
+}
+
+/// Every check, those that take longest first.
+pub(crate) const TABLE: &[Check] = &[
+    check("e2e_driver_healthy", Others, basic::driver_healthy),
+    check("bad_input_line", Others, bad_input::line),
+    check("e2e_start_interrupted", Others, interrupted::start),
+    check("e2e_agent_kill9", Others, crash::agent_kill9),
+    check("e2e_agent_restart", Others, crash::agent_restart),
+    check(
+        "e2e_vm_dies_while_agent_down",
+        Others,
+        crash::vm_dies_while_agent_down,
+    ),
+    check("e2e_plugin_kill9", Others, crash::plugin_kill9),
+    check("e2e_stop_deadline", Others, stop::deadline),
+    check("plan_by_hand", Others, plan::by_hand),
+    check("e2e_logs_live", Others, logs::live),
+    check("e2e_console_flood", Others, logs::flood),
+    check("e2e_config_typo", Others, basic::config_typo),
+    check("e2e_batch_exit", Others, stop::batch_exit),
+    check("e2e_guest_poweroff", Others, stop::guest_poweroff),
+    check("e2e_graceful_stop", Others, stop::graceful),
+    check("e2e_failed_start_is_fast", Nothing, basic::failed_start_is_fast),
+    check("e2e_cycles", Nothing, cycles::cycles),
+];

@@ -1,0 +1,101 @@
+//! Is each bad input refused with one sentence, and is the host then as before?
+
+use std::fmt::Write as _;
+
+use super::{bad_agents, bad_jobs};
+use crate::harness::say;
+use crate::scratch;
+use crate::world::World;
+
+/// What came of one bad input.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    pub(super) input: String,
+    /// What Nomad or the agent shows.
+    pub(super) sentence: String,
+    /// What is on the host that was not there before.
+    pub(super) left: Vec<String>,
+    /// What else is not as it should be; empty if all is well.
+    pub(super) fault: String,
+}
+
+impl Row {
+    /// Judges a sentence by the words it must have.
+    pub(super) fn judged(input: &str, sentence: &str, words: &[&str], left: Vec<String>) -> Self {
+        let missing: Vec<&str> = words
+            .iter()
+            .copied()
+            .filter(|word| !sentence.contains(word))
+            .collect();
+        let fault = if missing.is_empty() {
+            String::new()
+        } else {
+            format!("the sentence lacks {missing:?}")
+        };
+        Self {
+            input: input.to_owned(),
+            sentence: sentence.to_owned(),
+            left,
+            fault,
+        }
+    }
+}
+
+pub(super) fn line(world: &World) {
+    let mut rows = bad_jobs::rows(world);
+    rows.extend(bad_agents::rows(world));
+    let table = table(&rows);
+    table.lines().for_each(say);
+    let path = scratch::output().join("bad-input.txt");
+    std::fs::write(&path, &table).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let faulty: Vec<String> = rows
+        .iter()
+        .filter(|row| !row.fault.is_empty() || !row.left.is_empty())
+        .map(|row| {
+            format!(
+                "{}: {} {}\n    {}",
+                row.input,
+                row.fault,
+                row.left.join(", "),
+                row.sentence
+            )
+        })
+        .collect();
+    assert!(
+        faulty.is_empty(),
+        "{} of {} rows:\n{}",
+        faulty.len(),
+        rows.len(),
+        faulty.join("\n")
+    );
+}
+
+fn table(rows: &[Row]) -> String {
+    let width = rows
+        .iter()
+        .map(|row| row.input.chars().count())
+        .max()
+        .unwrap_or(0);
+    let mut text = format!("{:<3} {:<width$}  {:<9}  sentence\n", "", "bad input", "host");
+    for (index, row) in rows.iter().enumerate() {
+        let host = if row.left.is_empty() {
+            "unchanged"
+        } else {
+            "CHANGED"
+        };
+        let fault = if row.fault.is_empty() {
+            String::new()
+        } else {
+            format!("  FAULT: {}", row.fault)
+        };
+        let sentence = row.sentence.split_whitespace().collect::<Vec<_>>().join(" ");
+        // Writing to a String never fails.
+        let _ok = writeln!(
+            text,
+            "{:<3} {:<width$}  {host:<9}  {sentence}{fault}",
+            index + 1,
+            row.input
+        );
+    }
+    text
+}

@@ -1,0 +1,190 @@
+//! What of ours is on this host right now?
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::agent::Client;
+use crate::process;
+
+/// Everything that a driver may leave behind, one line for each thing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Snapshot(BTreeSet<String>);
+
+impl Snapshot {
+    /// Looks at what belongs to a client's driver, and at the host's links and mounts.
+    ///
+    /// Of Nomad's own things, the folders, mounts and control groups of allocations that its garbage collection removes,
+    /// nothing is listed.
+    pub(crate) fn of(client: &Client) -> Self {
+        let mut lines = BTreeSet::new();
+        for vm in vms(client) {
+            lines.insert(format!("process microvm-shim {} of task {}", vm.shim, vm.key));
+            for pid in vm.others {
+                let name = process::one(pid).map_or_else(String::new, |process| process.name().to_owned());
+                lines.insert(format!("process {name} {pid} of task {}", vm.key));
+            }
+        }
+        for place in [client.state_dir().join("tasks"), client.run_dir()] {
+            beneath(&place, &mut |path| {
+                // A lease is a link whose target names its owner.
+                let owner = std::fs::read_link(path).unwrap_or_default();
+                lines.insert(
+                    format!("file {} {}", path.display(), owner.display())
+                        .trim_end()
+                        .to_owned(),
+                );
+            });
+        }
+        for group in task_groups(client.directory()) {
+            beneath(&group, &mut |path| {
+                if path.is_dir() {
+                    lines.insert(format!("control group {}", path.display()));
+                }
+            });
+        }
+        for link in std::fs::read_dir("/sys/class/net")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            lines.insert(format!("link {}", link.file_name().to_string_lossy()));
+        }
+        let scratch = client.directory().parent().unwrap_or(client.directory());
+        let is_nomads =
+            |mount: &Path| mount.starts_with(scratch) && mount.to_string_lossy().contains("/data/alloc/");
+        for mount in mounts().filter(|mount| !is_nomads(mount)) {
+            lines.insert(format!("mount {}", mount.display()));
+        }
+        Self(lines)
+    }
+
+    /// What is here and was not there before.
+    pub(crate) fn since(&self, before: &Self) -> Vec<String> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+
+    /// What is here of one allocation.
+    pub(crate) fn about(&self, allocation: &str) -> Vec<String> {
+        self.0
+            .iter()
+            .filter(|line| line.contains(allocation))
+            .cloned()
+            .collect()
+    }
+}
+
+fn beneath(directory: &Path, see: &mut impl FnMut(&Path)) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        see(&entry.path());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            beneath(&entry.path(), see);
+        }
+    }
+}
+
+/// A VM that runs: its shim, which was started for a task of this key, and what descends from it.
+#[derive(Debug, Clone)]
+pub(crate) struct Vm {
+    pub(crate) key: String,
+    pub(crate) shim: u32,
+    pub(crate) others: Vec<u32>,
+}
+
+impl Vm {
+    /// QEMU's process id: the descendant of the shim that is no shim.
+    pub(crate) fn qemu(&self) -> Option<u32> {
+        self.others
+            .iter()
+            .copied()
+            .find(|pid| process::one(*pid).is_some_and(|process| process.name() != SHIM))
+    }
+}
+
+const SHIM: &str = "microvm-shim";
+
+/// The VMs of a client's driver, found by the record folder in their shims' arguments.
+pub(crate) fn vms(client: &Client) -> Vec<Vm> {
+    let tasks = client.state_dir().join("tasks");
+    let all = process::all();
+    let monitors = all
+        .iter()
+        .filter(|process| process.name() == SHIM)
+        .filter_map(|process| {
+            // The supervisor is forked from the monitor and has the same arguments.
+            let is_fork = all
+                .iter()
+                .any(|other| other.pid == process.parent && other.name() == SHIM);
+            let record = process
+                .arguments
+                .iter()
+                .skip_while(|word| *word != "--record")
+                .nth(1)?;
+            let key = Path::new(record).strip_prefix(&tasks).ok()?.to_str()?.to_owned();
+            (!is_fork).then_some((key, process.pid))
+        });
+    monitors
+        .map(|(key, shim)| {
+            let mut others = process::with_descendants([shim], &all);
+            others.remove(&shim);
+            Vm {
+                key,
+                shim,
+                others: others.into_iter().collect(),
+            }
+        })
+        .collect()
+}
+
+fn mounts() -> impl Iterator<Item = PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let places: Vec<PathBuf> = text
+        .lines()
+        .filter_map(|line| Some(PathBuf::from(line.split(' ').nth(4)?.replace("\\040", " "))))
+        .collect();
+    places.into_iter()
+}
+
+/// Mounts beneath a folder, the innermost first.
+pub(crate) fn mounts_beneath(directory: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = mounts().filter(|mount| mount.starts_with(directory)).collect();
+    found.reverse();
+    found
+}
+
+/// The control groups that Nomad made for tasks whose allocation has its folder somewhere beneath this one.
+pub(crate) fn task_groups(directory: &Path) -> Vec<PathBuf> {
+    let subdirectories = |path: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect()
+    };
+    // <directory>/data/alloc/<id> for a client's folder, <directory>/<client>/data/alloc/<id> for the whole run's.
+    let clients = subdirectories(directory)
+        .into_iter()
+        .chain([directory.to_owned()]);
+    let allocations: Vec<String> = clients
+        .flat_map(|client| subdirectories(&client.join("data/alloc")))
+        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
+        .collect();
+    let root = Path::new("/sys/fs/cgroup");
+    // Version 2 has nomad.slice at the root, version 1 a folder nomad for each controller.
+    let parents = subdirectories(root)
+        .into_iter()
+        .map(|controller| controller.join("nomad"))
+        .chain([root.join("nomad.slice")])
+        .flat_map(|parent| {
+            ["", "share", "reserve", "share.slice", "reserve.slice"].map(|part| parent.join(part))
+        });
+    let groups = parents.flat_map(|parent| subdirectories(&parent));
+    groups
+        .filter(|group| {
+            let name = group
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            allocations.iter().any(|id| name.starts_with(id.as_str()))
+        })
+        .collect()
+}

@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# Do the examples in jobs/ do what their headers say, and is what is written about them current? Prints `check` lines.
+#
+#   testing/jobs/test.sh                    all checks; by hand: testing/prepare.sh testing/jobs/test.sh
+#   testing/jobs/test.sh update-options     writes the option reference into jobs/README.md
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+: "${STEPPE_NOMAD:?run it by testing/prepare.sh}" "${STEPPE_PLUGIN_DIR:?}" "${STEPPE_GUEST_DIR:?}"
+PROGRAM=testing/jobs/test.sh
+
+reference=jobs/README.md
+begin='<!-- nomad-driver-microvm --options -->'
+end='<!-- end of options -->'
+plugin_options() { "$STEPPE_PLUGIN_DIR/nomad-driver-microvm" --options; }
+
+if [ "${1:-}" = update-options ]; then
+    options=$(plugin_options) awk -v begin="$begin" -v end="$end" '
+        $0 == end { inside = 0 }
+        !inside { print }
+        $0 == begin { inside = 1; print "\n" ENVIRON["options"] "\n" }' "$reference" >"$reference.new"
+    mv "$reference.new" "$reference"
+    exit
+fi
+
+work=$(mktemp -d /tmp/steppe-jobs.XXX)
+AGENTS=$work/a
+. testing/demo/lib.sh
+finish() {
+    (agents_remove) || true
+    rm -rf "$work"
+}
+trap finish EXIT
+trap 'exit 1' HUP INT TERM
+
+# --- the checks, each a function that ends its subshell with a message where it does not hold
+
+# `nomad fmt` would change nothing; and it would, were there something to change.
+jobs_fmt() {
+    "$STEPPE_NOMAD" fmt -check -recursive jobs dist || fail "not as nomad fmt has it: the files above"
+    mkdir "$work/bad"
+    sed 's/driver = /driver   = /' jobs/hello.nomad.hcl >"$work/bad/hello.nomad.hcl"
+    if "$STEPPE_NOMAD" fmt -check "$work/bad" >/dev/null; then fail "a badly formatted job is not found"; fi
+}
+
+# The reference in jobs/README.md is what the program prints.
+jobs_options_current() {
+    diff <(sed -n "/^$begin\$/,/^$end\$/p" "$reference" | sed '1,2d' | head -n -2) <(plugin_options) ||
+        fail "$reference is not what the driver prints: run testing/prepare.sh testing/jobs/test.sh update-options"
+}
+
+# dist/client.hcl is a configuration, and names each plugin option with its default.
+jobs_client_config() {
+    # A client has a data_dir by its package.
+    echo 'data_dir = "/opt/nomad/data"' >"$work/data.hcl"
+    "$STEPPE_NOMAD" config validate dist/client.hcl "$work/data.hcl" || fail "Nomad refuses dist/client.hcl"
+    local name default
+    plugin_options | sed -n '/^# Plugin/,/^# Keys/s/^| `\([a-z_]*\)` | [^|]* | `\([^|]*\)` |.*/\1 \2/p' >"$work/options"
+    [ -s "$work/options" ] || fail "the driver prints no options"
+    while read -r name default; do
+        grep -qxF "    $name = $default" dist/client.hcl || fail "dist/client.hcl does not say: $name = $default"
+    done <"$work/options"
+}
+
+# The allocation's id and exit code, when it has ended.
+ended() { # job
+    local newest
+    newest=$(newest_allocation "$1")
+    case ${newest#* } in complete | failed) ;; *) return 1 ;; esac
+}
+exit_code() { # job
+    nomad alloc status -t '{{range .TaskStates}}{{range .Events}}{{if eq .Type "Terminated"}}{{.ExitCode}}{{end}}{{end}}{{end}}' \
+        "$(newest_allocation "$1" | cut -d ' ' -f 1)"
+}
+console() { # job
+    nomad alloc logs "$(newest_allocation "$1" | cut -d ' ' -f 1)" | tr -d '\r'
+}
+console_says() { console "$1" 2>/dev/null | grep -qF "$2"; }
+says() { # job text
+    patience 10 console_says "$1" "$2" || { console "$1" && fail "the console of job $1 does not say: $2"; }
+}
+run() { nomad job run -detach "jobs/$1.nomad.hcl" >/dev/null || fail "Nomad does not take jobs/$1.nomad.hcl"; }
+expect_end() { # job
+    patience 90 ended "$1" || { why_not "$1" && fail "job $1 has not ended after 90 s"; }
+}
+
+expect_hello() {
+    run hello
+    local allocation address
+    service_answers() { address=$(service_address hello) && [ -n "$address" ] && get "http://$address/" >"$work/page"; }
+    patience 90 service_answers || { why_not hello && fail "the guest of job hello does not answer"; }
+    grep -q '^Hello' "$work/page" || fail "the guest's page does not say hello"
+    allocation=$(newest_allocation hello | cut -d ' ' -f 1)
+    check_passes() { get "$ADDRESS/v1/client/allocation/$allocation/checks" | grep -q '"Status":"success"'; }
+    patience 30 check_passes || fail "the check of job hello does not pass"
+    says hello 'tick 3'
+    nomad job stop -detach hello >/dev/null
+    expect_end hello
+    allocation_is hello complete || fail "job hello did not end well"
+    says hello 'steppe-guest: powering off'
+    says hello 'steppe-guest: bye'
+}
+
+expect_batch() {
+    run batch
+    expect_end batch
+    [ "$(exit_code batch)" = 7 ] || { why_not batch && fail "the exit code of job batch is not 7"; }
+    allocation_is batch failed || fail "job batch has not failed"
+    says batch 'steppe-guest: exit 7'
+    nomad job run -detach -var exit_code=0 jobs/batch.nomad.hcl >/dev/null
+    ended_well() { allocation_is batch complete; }
+    patience 90 ended_well || { why_not batch && fail "job batch with exit_code=0 is not complete"; }
+    [ "$(nomad job allocs -t '{{len .}}' batch)" = 2 ] || fail "job batch was rescheduled"
+}
+
+expect_disk() {
+    run disk
+    expect_end disk
+    allocation_is disk complete || { why_not disk && fail "job disk is not complete"; }
+    says disk "disk vda serial 'counter' bytes 65536"
+    says disk "disk found 'steppe-disk 41"
+    says disk "disk wrote 'steppe-disk 42'"
+    nomad alloc fs "$(newest_allocation disk | cut -d ' ' -f 1)" vm/local/counter.raw >"$work/disk"
+    [ "$(head -c 14 "$work/disk")" = "steppe-disk 42" ] ||
+        fail "the file of job disk does not have what the guest wrote"
+}
+
+# Every file in jobs/, run by an agent as it stands, does what its header says.
+jobs_run() {
+    local job
+    become_root "$PROGRAM"
+    agents_start 15646 1911000000
+    for job in jobs/*.nomad.hcl; do
+        job=${job#jobs/} job=${job%.nomad.hcl}
+        declare -F "expect_$job" >/dev/null || fail "no test knows jobs/$job.nomad.hcl"
+        say "job $job"
+        "expect_$job"
+    done
+}
+
+failures=0
+check() { # name
+    local start=$SECONDS
+    # In a subshell of its own, in which a failure ends: `if` and `||` would switch `set -e` off.
+    set +e
+    (set -e && "$1")
+    local status=$?
+    set -e
+    if ((status == 0)); then
+        echo "check $1 passed $((SECONDS - start))"
+    else
+        echo "check $1 failed $((SECONDS - start))"
+        failures=1
+    fi
+}
+for name in jobs_fmt jobs_options_current jobs_client_config jobs_run; do
+    [ $# -gt 0 ] && [ "$1" != "$name" ] || check "$name"
+done
+exit $failures
