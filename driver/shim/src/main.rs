@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use steppe_vm::error::chain;
 use steppe_vm::plan::LaunchPlan;
 
 const HELP: &str = "\
@@ -256,18 +257,6 @@ impl Options {
         debug_assert!(fd.as_raw_fd() >= 3);
         Ok(Some(fd))
     }
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn complain(error: &dyn std::error::Error) {

@@ -25,8 +25,8 @@ use crate::supervise;
 /// How long the supervisor may take to tell what it saw after QEMU ended. It only empties buffers, but a host may be busy.
 const SEEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the supervisor may hold the logs open for their reader, and a little more.
-const SUPERVISOR_END_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long the supervisor may hold the logs open for their reader or for a successor, and a little more.
+const SUPERVISOR_END_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// Pending connections of the control socket: the plugin and a person or two.
 const CONTROL_BACKLOG: i32 = 8;

@@ -28,6 +28,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the logs are held open for their reader after the end.
 const LOG_HOLD_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long they are held open after a start that its driver did not live to see: its successor starts the task again, and
+/// Nomad's log collector would be gone for good if there were no writer meanwhile.
+const LOG_HOLD_INTERRUPTED_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How often it is looked whether the logs were read. A pipe says nothing when it becomes empty.
 const LOG_HOLD_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -75,6 +79,8 @@ struct Supervisor {
     reason: Reason,
     asked: Asked,
     started: bool,
+    /// Whether the driver was gone before the guest was started.
+    interrupted: bool,
     /// Whether QEMU has written an error since the guest was started.
     complained: bool,
     answer_deadline: Option<Instant>,
@@ -131,6 +137,7 @@ impl Supervisor {
             reason: Reason::None,
             asked: Asked::Nothing,
             started: false,
+            interrupted: false,
             complained: false,
             answer_deadline: None,
             exit: None,
@@ -142,7 +149,8 @@ impl Supervisor {
         let Some(deadline) = self.hold_deadline else {
             return false;
         };
-        Instant::now() >= deadline || self.stdout.is_read_out() && self.stderr.is_read_out()
+        let read_out = !self.interrupted && self.stdout.is_read_out() && self.stderr.is_read_out();
+        read_out || Instant::now() >= deadline
     }
 
     /// One round: wait, then handle what is ready. QEMU's side comes before the clients', so that an answer never
@@ -305,7 +313,12 @@ impl Supervisor {
                     let stderr = String::from_utf8_lossy(&self.stderr.tail()).into_owned();
                     self.enter(State::Exited { exit, stderr });
                 }
-                self.hold_deadline = Some(Instant::now() + LOG_HOLD_TIMEOUT);
+                let hold = if self.interrupted {
+                    LOG_HOLD_INTERRUPTED_TIMEOUT
+                } else {
+                    LOG_HOLD_TIMEOUT
+                };
+                self.hold_deadline = Some(Instant::now() + hold);
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
             // The monitor is gone, and the kernel is about to end this process too.
@@ -490,6 +503,7 @@ impl Supervisor {
             self.starter = None;
             if !self.started {
                 self.note("the driver is gone before the guest was started, QEMU is killed");
+                self.interrupted = true;
                 self.asked = Asked::Kill;
                 self.kill();
             }

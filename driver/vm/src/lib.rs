@@ -7,7 +7,8 @@
 //! * [`plan`]: what the shim is told to do, exactly;
 //! * [`record`]: what is written down about a task before anything is done for it;
 //! * [`control`]: what the plugin and the shim say to each other;
-//! * [`exit`]: how a VM ended, and what that means to Nomad.
+//! * [`exit`]: how a VM ended, and what that means to Nomad;
+//! * [`error`]: an error and its causes on one line.
 
 pub mod spec;
 pub mod vm;
@@ -17,5 +18,7 @@ pub mod record;
 
 pub mod control;
 pub mod exit;
+
+pub mod error;
 
 pub use vm::Vm;

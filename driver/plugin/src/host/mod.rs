@@ -12,20 +12,10 @@ pub(crate) mod uids;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub(crate) use steppe_vm::error::chain;
+
 /// Now, in nanoseconds since 1970 (UTC).
 pub(crate) fn unix_ns() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -108,6 +108,7 @@ impl Rpc for Service {
         tokio::select! {
             // Nothing is lost: the end stays known to the task.
             ended = task.wait() => {
+                task.say_end(&self.0.events, &ended);
                 Ok(Response::new(wire::WaitTaskResponse { result: Some(exit_result(Some(&ended))), err: String::new() }))
             }
             () = stopped => Err(Status::unavailable("the plugin is ending, the VM goes on")),

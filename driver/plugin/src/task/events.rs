@@ -31,13 +31,13 @@ impl Events {
         }))
     }
 
-    /// Says a sentence about a task.
-    pub(crate) fn say(&self, task: &Header, message: &str) {
+    /// Says a sentence about a task, as of a time in nanoseconds since 1970.
+    pub(crate) fn say(&self, task: &Header, message: &str, at_unix_ns: u64) {
         let event = DriverTaskEvent {
             task_id: task.task_id.clone(),
             alloc_id: task.alloc_id.clone(),
             task_name: task.task_name.clone(),
-            timestamp: Some(crate::service::timestamp(crate::host::unix_ns())),
+            timestamp: Some(crate::service::timestamp(at_unix_ns)),
             message: message.to_owned(),
             annotations: HashMap::new(),
         };

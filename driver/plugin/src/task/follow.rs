@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use steppe_vm::control::State;
@@ -27,7 +28,6 @@ pub(crate) fn adopt(
 ) -> Arc<Task> {
     let (sender, ended) = watch::channel(None);
     let follower = Follower {
-        driver: Arc::clone(driver),
         header: header.clone(),
         shim: shim.clone(),
         undo: Arc::clone(&undo),
@@ -41,6 +41,7 @@ pub(crate) fn adopt(
         started_at_unix_ns,
         shim: Some(shim),
         ended,
+        said: AtomicBool::new(false),
         undo,
     });
     driver.tasks.insert(Arc::clone(&task));
@@ -49,7 +50,6 @@ pub(crate) fn adopt(
 
 /// Waits for one VM's end.
 struct Follower {
-    driver: Arc<Driver>,
     header: Header,
     shim: Shim,
     undo: Arc<Undo>,
@@ -73,7 +73,6 @@ impl Follower {
             cause = ended.outcome.sentence,
             "a VM ended"
         );
-        self.driver.events.say(&self.header, &ended.outcome.sentence);
         ended
     }
 }

@@ -17,12 +17,14 @@ pub(crate) mod shim;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use steppe_vm::exit::{Asked, Cause, Outcome};
 use steppe_vm::record::Header;
 use steppe_vm::spec::Allocated;
 use tokio::sync::watch;
 
+use self::events::Events;
 use self::shim::Shim;
 use self::undo::Undo;
 
@@ -59,6 +61,8 @@ pub(crate) struct Task {
     pub(crate) shim: Option<Shim>,
     /// How it ended, once it has.
     pub(crate) ended: watch::Receiver<Option<Ended>>,
+    /// Whether the end was said as an event.
+    said: AtomicBool,
     /// How to take everything back.
     pub(crate) undo: Arc<Undo>,
 }
@@ -90,6 +94,14 @@ impl Task {
     /// How the task ended, if it has.
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.ended.borrow().clone()
+    }
+
+    /// Says how the task ended, once. Not before somebody waits for it: right after a recovery Nomad knows no task yet that
+    /// an event could belong to.
+    pub(crate) fn say_end(&self, events: &Events, ended: &Ended) {
+        if !self.said.swap(true, Ordering::Relaxed) {
+            events.say(&self.header, &ended.outcome.sentence, ended.at_unix_ns);
+        }
     }
 
     /// Waits for the task's end, however long that takes.

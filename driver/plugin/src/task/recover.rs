@@ -1,6 +1,7 @@
 //! How is a task found again that an earlier process started?
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use steppe_vm::record::{Record, task_key};
 use tokio::sync::watch;
@@ -98,7 +99,6 @@ pub(crate) async fn recover(
                 cause = ended.outcome.sentence,
                 "a VM ended while nobody watched"
             );
-            driver.events.say(&record.header, &ended.outcome.sentence);
             driver
                 .tasks
                 .insert(Arc::new(ended_task(record, started_at_unix_ns, ended, undo)));
@@ -131,6 +131,7 @@ fn ended_task(record: Record, started_at_unix_ns: u64, ended: Ended, undo: Arc<U
         started_at_unix_ns,
         shim: None,
         ended,
+        said: AtomicBool::new(false),
         undo,
     }
 }

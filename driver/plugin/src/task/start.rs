@@ -31,16 +31,24 @@ const PREPARED_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Starts the VM of a task.
 pub(crate) async fn start(driver: &Arc<Driver>, order: Order) -> Result<Arc<Task>, Failure> {
-    let instance = driver.instance()?;
     // One at a time for each task of an allocation, whatever its id.
     let gate = driver.tasks.gate(&order.alloc_id, &order.task_name);
     let _turn = gate.lock().await;
+    let logs = order.clone();
+    let started = start_in_turn(driver, order).await;
+    if started.is_err() {
+        drop(Logs::open(&logs));
+    }
+    started
+}
+
+async fn start_in_turn(driver: &Arc<Driver>, order: Order) -> Result<Arc<Task>, Failure> {
+    let instance = driver.instance()?;
     let prepared = {
         let (driver, instance, order) = (Arc::clone(driver), Arc::clone(&instance), order.clone());
         blocking(move || prepare(&driver, &instance, &order)).await?
     };
-    let Prepared { undo, .. } = &prepared;
-    let undo = Arc::clone(undo);
+    let undo = Arc::clone(&prepared.undo);
     match launch(driver, order, prepared).await {
         Ok(task) => Ok(task),
         Err(failure) => Err(take_back(undo, failure).await),
@@ -68,7 +76,8 @@ struct Prepared {
     undo: Arc<Undo>,
     shim: ShimStart,
     notices: Vec<String>,
-    _logs: Logs,
+    /// Held until the shim has opened its own.
+    _logs: Option<Logs>,
 }
 
 /// What the shim will be started with.
@@ -82,8 +91,11 @@ struct ShimStart {
     lock: OwnedFd,
 }
 
-/// Both log FIFOs, held open until the start has succeeded or failed: a failure before anybody opened them would show
-/// only after Nomad's log collector gave up waiting, four seconds later.
+/// Both log FIFOs, open for writing.
+///
+/// Nomad's log collector waits for the first writer, and goes for good when the last one has gone. So nobody here opens
+/// them before the shim does, with two exceptions: a start that failed, which would otherwise show four seconds later, when
+/// the collector gives up waiting; and a start that takes an interrupted one back, whose shim is the last writer.
 struct Logs {
     _stdout: Option<OwnedFd>,
     _stderr: Option<OwnedFd>,
@@ -105,11 +117,10 @@ impl Logs {
 
 /// Checks everything, then does every step up to the shim's start.
 fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<Prepared, Failure> {
-    let logs = Logs::open(order);
     let state = instance.state().map_err(|error| Failure::retryable(&error))?;
     let key = task_key(&order.alloc_id, &order.task_id);
     let undo = Arc::new(undo_of(instance, &state, &key));
-    take_back_earlier(driver, instance, &state, order)?;
+    let logs = take_back_earlier(driver, instance, &state, order)?;
 
     let spec = config::task(&order.config).map_err(|error| Failure::denied(&error))?;
     let checked = steppe_vm::spec::check(&spec, &order.allocated, &instance.offer())
@@ -185,7 +196,8 @@ fn take_back_earlier(
     instance: &Instance,
     state: &StateDir,
     order: &Order,
-) -> Result<(), Failure> {
+) -> Result<Option<Logs>, Failure> {
+    let mut logs = None;
     for key in state
         .tasks_of(&order.alloc_id)
         .map_err(|error| Failure::retryable(&error))?
@@ -205,10 +217,11 @@ fn take_back_earlier(
             if let Ok(Some(record)) = &record {
                 driver.tasks.remove(&record.header.task_id);
             }
+            logs.get_or_insert_with(|| Logs::open(order));
             earlier.run().map_err(|error| Failure::retryable(&error))?;
         }
     }
-    Ok(())
+    Ok(logs)
 }
 
 /// A checked machine and where its parts are on this host.
@@ -339,7 +352,7 @@ async fn launch(driver: &Arc<Driver>, order: Order, mut prepared: Prepared) -> R
         .await
         .map_err(|error| Failure::Retryable(format!("the guest can't be started: {error}")))?;
     for notice in &prepared.notices {
-        driver.events.say(&prepared.header, notice);
+        driver.events.say(&prepared.header, notice, started_at_unix_ns);
     }
     Ok(follow::adopt(
         driver,

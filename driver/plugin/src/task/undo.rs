@@ -79,7 +79,11 @@ impl Undo {
             // Such as on a full disk, which an undo makes room on: it goes on unnamed.
             tracing::debug!(error = chain(&error), "an undo could not be named");
         }
-        note(self.end_shim());
+        // Logs are held for their reader only where a guest wrote some.
+        let had_guest = record
+            .as_ref()
+            .is_some_and(|record| record.started_at_unix_ns().is_some());
+        note(self.end_shim(had_guest));
         if let Some(record) = &record {
             self.take_back(record, &mut note);
         }
@@ -113,10 +117,10 @@ impl Undo {
     }
 
     /// Makes sure that no shim lives: waits a moment if it is about to leave, else kills it, which kills QEMU.
-    fn end_shim(&self) -> Result<(), String> {
+    fn end_shim(&self, had_guest: bool) -> Result<(), String> {
         let lock = self.directory.join(LOCK);
         let ended = records::read_exit(&self.directory).is_some();
-        if ended && wait_unlocked(&lock, LEAVE_TIMEOUT) || is_unlocked(&lock) {
+        if had_guest && ended && wait_unlocked(&lock, LEAVE_TIMEOUT) || is_unlocked(&lock) {
             return Ok(());
         }
         let deadline = Instant::now() + DEATH_TIMEOUT;
