@@ -1,5 +1,7 @@
 //! What does one start of one machine cost, and how soon is its end known?
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -17,6 +19,9 @@ pub(crate) const MEMORY_MIB: u32 = 256;
 
 /// As many shares as a process has that is in no group.
 const CPU_MHZ: u32 = 1024;
+
+/// After the driver's own attempt, which takes it 20 ms, and long before its first look a second later.
+const BUTTON_DELAY: Duration = Duration::from_millis(150);
 
 /// Between two starts: what an agent does when a job is forgotten is over.
 const REST: Duration = Duration::from_millis(300);
@@ -151,12 +156,28 @@ pub(crate) fn start(bench: &Bench, driver: Driver, ending: Ending, job: &str) ->
 }
 
 /// The built-in driver's graceful stop of a guest that obeys: from "Killing" to "Killed", ms.
+///
+/// The driver writes to QEMU's monitor and closes it at once, and QEMU 7.2 drops what it has not read by then: the guest is
+/// seldom asked (with the connection held open it is off after 60 ms). So the button is pressed once more from here, and what
+/// is measured is how long a driver that looks once a second takes to notice, as with a QEMU that listens.
 pub(crate) fn graceful_stop_ms(bench: &Bench, job: &str) -> Result<f64, BenchError> {
     bench.api.submit(job, &task(bench, Driver::BuiltIn, "", true)?)?;
     let allocation = bench.api.allocations(job, 1)?.swap_remove(0);
     bench.api.log_says(&allocation, "steppe-guest: ready", LIMIT)?;
     bench.api.stop(job)?;
+    std::thread::sleep(BUTTON_DELAY);
+    let socket = bench
+        .agents
+        .join("client/alloc")
+        .join(&allocation)
+        .join("vm/qm.sock");
+    // Without a socket QEMU has ended already: this time it was asked.
+    let mut monitor = UnixStream::connect(socket).ok();
+    if let Some(monitor) = &mut monitor {
+        drop(monitor.write_all(b"system_powerdown\n"));
+    }
     let state = bench.api.task_state(&allocation, "dead", LIMIT)?;
+    drop(monitor);
     let took = ms(state.event_unix_ns("Killed")?, state.event_unix_ns("Killing")?);
     bench.api.purge(job)?;
     Ok(took)

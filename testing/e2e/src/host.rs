@@ -49,9 +49,8 @@ impl Snapshot {
         {
             lines.insert(format!("link {}", link.file_name().to_string_lossy()));
         }
-        let scratch = client.directory().parent().unwrap_or(client.directory());
-        let is_nomads =
-            |mount: &Path| mount.starts_with(scratch) && mount.to_string_lossy().contains("/data/alloc/");
+        // Nomad mounts small file systems into the folder of an allocation; other agents may be at work on this host.
+        let is_nomads = |mount: &Path| mount.to_string_lossy().contains("/alloc/");
         for mount in mounts().filter(|mount| !is_nomads(mount)) {
             lines.insert(format!("mount {}", mount.display()));
         }

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use super::logs::ticks;
 use super::stop::terminated;
 use crate::agent::Client;
-use crate::api::now_ns;
-use crate::job::Order;
+use crate::api::{TASK, now_ns};
+use crate::job::{Job, Order};
 use crate::process;
 use crate::wait::{self, seconds};
 use crate::world::World;
@@ -21,28 +22,44 @@ const DOWN_FOR: Duration = seconds(4);
 const RELAUNCH_LIMIT: Duration = seconds(20);
 
 pub(super) fn plugin_kill9(world: &World) {
-    undisturbed(world, "kill-p", |client| {
-        // Three times: Nomad has no counter and no pause.
+    undisturbed(world, "kill-p", |client, job| {
+        // Three times: Nomad has no counter and no pause. But a plugin that dies again before it has the task back is a
+        // failure to Nomad, which then starts the task anew.
         for _ in 0..3 {
             let old = client.plugin().expect("the plugin runs").pid;
+            let killed = now_ns();
             assert!(process::signal(old, Signal::KILL), "plugin {old} is gone");
             wait::until("a new plugin", RELAUNCH_LIMIT, || match client.plugin() {
                 Some(plugin) if plugin.pid != old => Ok(()),
                 other => Err(format!("{other:?}")),
             });
-            client.wait_healthy(&world.api);
+            wait_statistics(world, job, killed);
+        }
+    });
+}
+
+/// Waits for statistics of the task that were taken after this time: the driver has it, or has it again.
+fn wait_statistics(world: &World, job: &Job<'_>, since_ns: i64) {
+    wait::until("statistics of the task", RELAUNCH_LIMIT, || {
+        let path = format!("/client/allocation/{}/stats", job.allocation);
+        let stats: Value = world.api.get(&path)?;
+        let taken = stats["Tasks"][TASK]["Timestamp"].as_i64();
+        match taken {
+            Some(taken) if taken > since_ns => Ok(()),
+            _ => Err(stats.to_string()),
         }
     });
 }
 
 pub(super) fn agent_kill9(world: &World) {
-    undisturbed(world, "kill-a", |client| {
+    undisturbed(world, "kill-a", |client, job| {
         let plugin = client.plugin().expect("the plugin runs").pid;
         client.agent.kill9();
         std::thread::sleep(DOWN_FOR);
         assert!(process::one(plugin).is_some(), "the plugin ended with the agent");
         client.agent.start();
         client.wait_healthy(&world.api);
+        wait_statistics(world, job, now_ns());
         // Once more, the plugin too: then nobody holds a connection to the shim.
         let plugin = client.plugin().expect("the plugin runs").pid;
         client.agent.kill9();
@@ -53,7 +70,7 @@ pub(super) fn agent_kill9(world: &World) {
 }
 
 pub(super) fn agent_restart(world: &World) {
-    undisturbed(world, "restart", |client| {
+    undisturbed(world, "restart", |client, _job| {
         client.agent.terminate();
         wait::until("the plugins' end", seconds(10), || {
             match client.plugins().as_slice() {
@@ -68,7 +85,7 @@ pub(super) fn agent_restart(world: &World) {
 }
 
 /// Runs a guest, disturbs what is around it, and looks whether the guest and its log took no notice.
-fn undisturbed(world: &World, name: &str, disturb: impl Fn(&Client)) {
+fn undisturbed(world: &World, name: &str, disturb: impl Fn(&Client, &Job<'_>)) {
     let client = world.own_client(name);
     let mut order = Order::with_http(name, "steppe.ticks=fast").on(&client);
     // A start too many would succeed, and be seen.
@@ -84,7 +101,7 @@ fn undisturbed(world: &World, name: &str, disturb: impl Fn(&Client)) {
         .expect("the server answers")
         .attributes;
 
-    disturb(&client);
+    disturb(&client, &job);
 
     let after = job.uptime();
     let wall = began.elapsed().as_secs_f64();
@@ -109,16 +126,7 @@ fn undisturbed(world: &World, name: &str, disturb: impl Fn(&Client)) {
     let sofar = ticks(&job.console());
     let console = job.wait_console(&format!("tick {}\r\n", sofar + 10));
     let _complete = ticks(&console);
-    wait::until("statistics of the task", seconds(10), || {
-        let stats = world
-            .api
-            .text(&format!("/client/allocation/{}/stats", job.allocation))?;
-        if stats.contains("\"vm\":{") {
-            Ok(())
-        } else {
-            Err(stats)
-        }
-    });
+    wait_statistics(world, &job, now_ns());
 
     // It can be stopped as ever: the driver has it again.
     let ended = job.stop_and_wait();
