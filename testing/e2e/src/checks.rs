@@ -1,6 +1,7 @@
 //! Which checks are there?
 
 mod basic;
+mod disks;
 mod logs;
 mod plan;
 mod stop;
@@ -40,6 +41,7 @@ pub(crate) const TABLE: &[Check] = &[
     check("e2e_logs_live", Others, logs::live),
     check("e2e_console_flood", Others, logs::flood),
     check("e2e_config_typo", Others, basic::config_typo),
+    check("e2e_disks", Others, disks::order),
     check("e2e_batch_exit", Others, stop::batch_exit),
     check("e2e_guest_poweroff", Others, stop::guest_poweroff),
     check("e2e_graceful_stop", Others, stop::graceful),
