@@ -2,7 +2,8 @@
 //!
 //! The kernel's process events (`NETLINK_CONNECTOR`, `cn_proc`) come with the nanosecond at which they happened, so
 //! nothing is lost to polling. CPU times are read when the event arrives; this program runs with real-time priority, so
-//! that is well below a millisecond later, and what QEMU used meanwhile is counted against us.
+//! that is well below a millisecond later. Those who wait at that moment (plugin, shim, executor) are counted exactly; of the
+//! process that has just become QEMU the kernel may tell the time of its last tick, or some of QEMU's own.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
