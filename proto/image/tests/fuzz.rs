@@ -112,8 +112,20 @@ fn seeded(seed: &[(usize, &[u8])], length: usize) -> Vec<u8> {
     bytes
 }
 
+/// More than proptest's default of 256; `make soak` asks for more still, by PROPTEST_CASES.
+const CASES: u32 = 2000;
+
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig {
+        cases: default.cases.max(CASES),
+        failure_persistence: None,
+        ..default
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn random_bytes(input in proptest::collection::vec(any::<u8>(), 0..3000)) {
