@@ -32,7 +32,8 @@ fail() {
 host() {
     {
         # Without zombies: they are their parent's, and hold nothing.
-        ps -eo stat=,args= | awk '$1 !~ /^Z/ && /nomad|microvm-shim|qemu-system/ && !/awk/ { $1 = "process"; print }'
+        ps -eo stat=,args= | awk '$1 !~ /^Z/ && $2 ~ /(^|\/)(nomad|nomad-driver-microvm|microvm-shim|conformance\.test|qemu-system-[^\/]*)$/ {
+            $1 = "process"; print }'
         awk '$8 ~ /^[\/@]/ && /nomad|steppe|plugin|qmp|control\.sock/ { print "socket", $8 }' /proc/net/unix
         awk '{ print "mount", $2 }' /proc/mounts
         find /sys/fs/cgroup -type d -path '*nomad*' | sed 's/^/group /'
@@ -94,8 +95,8 @@ make_clone demo-stop || fail "make demo-stop fails"
 left_behind() {
     host >"$work/after"
     comm -13 "$work/before" "$work/after" >"$work/left"
-    # Another agent on this machine starts and ends things all the time; then only what is surely ours counts.
-    if ps -eo stat=,args= | awk '$1 !~ /^Z/ && $2 ~ /(^|\/)nomad$/ && $3 == "agent" { found = 1 } END { exit !found }'; then
+    # Somebody else's agents on this machine start and end things all the time; then only what is surely ours counts.
+    if grep -h '^process' "$work/before" "$work/after" | grep -qv -F -f "$work/ours"; then
         grep -F -f "$work/ours" "$work/left" || true
     else
         cat "$work/left"
