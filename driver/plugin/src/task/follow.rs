@@ -1,6 +1,5 @@
 //! How does a running VM become known, and its end?
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -64,9 +63,7 @@ impl Follower {
                 outcome: exit.outcome(),
                 at_unix_ns: exit.ended_at_unix_ns,
             },
-            _ => settle(&self.undo.directory)
-                .await
-                .unwrap_or_else(|| Ended::lost(unix_ns())),
+            _ => settle(&self.undo).await.unwrap_or_else(|| Ended::lost(unix_ns())),
         };
         tracing::info!(
             task = self.header.task_id,
@@ -78,10 +75,10 @@ impl Follower {
 }
 
 /// The end of a VM whose shim doesn't speak: what it wrote down, or that it was lost. `None` while the shim lives.
-pub(crate) async fn settle(directory: &Path) -> Option<Ended> {
-    let directory = directory.to_owned();
+pub(crate) async fn settle(undo: &Undo) -> Option<Ended> {
+    let (directory, lock) = (undo.directory.clone(), undo.lock());
     let settled = blocking(move || {
-        if !undo::wait_unlocked(&directory.join(undo::LOCK), SETTLE_TIMEOUT) {
+        if !undo::wait_unlocked(&lock, SETTLE_TIMEOUT) {
             return Ok(None);
         }
         let exit = records::read_exit(&directory);

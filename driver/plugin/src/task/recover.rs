@@ -7,8 +7,8 @@ use steppe_vm::record::{Record, task_key};
 use tokio::sync::watch;
 
 use super::follow::{adopt, settle};
-use super::shim::{Address, Shim};
-use super::undo::{self, Undo, undo_of};
+use super::shim::Shim;
+use super::undo::{Undo, undo_of};
 use super::{Ended, Failure, Task, blocking};
 use crate::host::{chain, records};
 use crate::service::Driver;
@@ -82,16 +82,12 @@ pub(crate) async fn recover(
             "the task's start was interrupted before the guest ran".to_owned(),
         ));
     };
-    let address = Address {
-        control: undo.run_directory.join("control.sock"),
-        lock: undo.directory.join(undo::LOCK),
-    };
-    match Shim::connect(address).await {
+    match Shim::connect(undo.shim()).await {
         Ok(shim) => {
             let _task = adopt(driver, record.header, started_at_unix_ns, shim, undo);
         }
         Err(error) => {
-            let Some(ended) = settle(&undo.directory).await else {
+            let Some(ended) = settle(&undo).await else {
                 return Err(Failure::Denied(format!("the VM runs, but {}", chain(&error))));
             };
             tracing::info!(

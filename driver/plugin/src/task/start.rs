@@ -15,8 +15,8 @@ use steppe_vm::control::{Request, State};
 use steppe_vm::record::{Header, RECORD_VERSION, Record, Step, task_key};
 use steppe_vm::vm::Accelerator;
 
-use super::shim::{Address, Command, Shim, View};
-use super::undo::{self, Undo, undo_of};
+use super::shim::{Command, Shim, View};
+use super::undo::{Undo, undo_of};
 use super::{Failure, Order, Task, blocking, follow};
 use crate::config;
 use crate::host::files::{self, Places, Roots};
@@ -29,43 +29,45 @@ use crate::service::Driver;
 /// How long the shim may take until QEMU has answered. The shim gives up by itself after 20 s and says why.
 const PREPARED_TIMEOUT: Duration = Duration::from_secs(25);
 
+/// Name of the launch plan in a task's directory.
+const PLAN: &str = "plan.json";
+
 /// Starts the VM of a task.
 pub(crate) async fn start(driver: &Arc<Driver>, order: Order) -> Result<Arc<Task>, Failure> {
     // One at a time for each task of an allocation, whatever its id.
     let gate = driver.tasks.gate(&order.alloc_id, &order.task_name);
     let _turn = gate.lock().await;
-    let logs = order.clone();
-    let started = start_in_turn(driver, order).await;
+    let order = Arc::new(order);
+    let started = start_in_turn(driver, &order).await;
     if started.is_err() {
-        drop(Logs::open(&logs));
+        drop(Logs::open(&order));
     }
     started
 }
 
-async fn start_in_turn(driver: &Arc<Driver>, order: Order) -> Result<Arc<Task>, Failure> {
+async fn start_in_turn(driver: &Arc<Driver>, order: &Arc<Order>) -> Result<Arc<Task>, Failure> {
     let instance = driver.instance()?;
     let prepared = {
-        let (driver, instance, order) = (Arc::clone(driver), Arc::clone(&instance), order.clone());
+        let (driver, order) = (Arc::clone(driver), Arc::clone(order));
         blocking(move || prepare(&driver, &instance, &order)).await?
     };
     let undo = Arc::clone(&prepared.undo);
     match launch(driver, order, prepared).await {
         Ok(task) => Ok(task),
-        Err(failure) => Err(take_back(undo, failure).await),
+        Err(failure) => {
+            let taken_back = blocking(move || Ok(take_back(&undo, failure))).await;
+            Err(taken_back.unwrap_or_else(|failure| failure))
+        }
     }
 }
 
 /// Takes a failed start back; the failure says so if that failed as well.
-async fn take_back(undo: Arc<Undo>, failure: Failure) -> Failure {
-    let undone = blocking(move || undo.run().map_err(|error| Failure::denied(&error))).await;
-    match (undone, failure) {
-        (Ok(()), failure) => failure,
-        (Err(Failure::Denied(also) | Failure::Retryable(also)), Failure::Denied(first)) => {
-            Failure::Denied(format!("{first}; then {also}"))
-        }
-        (Err(Failure::Denied(also) | Failure::Retryable(also)), Failure::Retryable(first)) => {
-            Failure::Retryable(format!("{first}; then {also}"))
-        }
+fn take_back(undo: &Undo, failure: Failure) -> Failure {
+    let Err(error) = undo.run() else { return failure };
+    let also = chain(&error);
+    match failure {
+        Failure::Denied(first) => Failure::Denied(format!("{first}; then {also}")),
+        Failure::Retryable(first) => Failure::Retryable(format!("{first}; then {also}")),
     }
 }
 
@@ -74,17 +76,16 @@ struct Prepared {
     header: Header,
     record: RecordFile,
     undo: Arc<Undo>,
+    /// The shim's program.
+    program: PathBuf,
     shim: ShimStart,
     notices: Vec<String>,
     /// Held until the shim has opened its own.
     _logs: Option<Logs>,
 }
 
-/// What the shim will be started with.
+/// What the steps before the shim's start leave for it.
 struct ShimStart {
-    program: PathBuf,
-    plan: PathBuf,
-    control: PathBuf,
     uid: u32,
     leaves: Vec<PathBuf>,
     log: File,
@@ -120,7 +121,7 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
     let state = instance.state().map_err(|error| Failure::retryable(&error))?;
     let key = task_key(&order.alloc_id, &order.task_id);
     let undo = Arc::new(undo_of(instance, &state, &key));
-    let logs = take_back_earlier(driver, instance, &state, order)?;
+    let logs = take_back_earlier(driver, instance, &state, order, &key)?;
 
     let spec = config::task(&order.config).map_err(|error| Failure::denied(&error))?;
     let checked = steppe_vm::spec::check(&spec, &order.allocated, &instance.offer())
@@ -159,33 +160,16 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
     let mut record =
         RecordFile::create(&undo.directory, &header).map_err(|error| Failure::retryable(&error))?;
     match set_up(instance, order, &undo, &key, &machine, &mut record) {
-        Ok((uid, leaves, log, lock)) => Ok(Prepared {
+        Ok(shim) => Ok(Prepared {
             header,
             record,
-            shim: ShimStart {
-                program,
-                plan: undo.directory.join("plan.json"),
-                control: undo.run_directory.join("control.sock"),
-                uid: uid + 1,
-                leaves,
-                log,
-                lock,
-            },
+            program,
+            shim,
             undo,
             notices: checked.notices,
             _logs: logs,
         }),
-        Err(failure) => match undo.run() {
-            Ok(()) => Err(failure),
-            Err(error) => {
-                tracing::error!(
-                    task = order.task_id,
-                    error = chain(&error),
-                    "a failed start could not be taken back"
-                );
-                Err(failure)
-            }
-        },
+        Err(failure) => Err(take_back(&undo, failure)),
     }
 }
 
@@ -196,6 +180,7 @@ fn take_back_earlier(
     instance: &Instance,
     state: &StateDir,
     order: &Order,
+    own_key: &str,
 ) -> Result<Option<Logs>, Failure> {
     let mut logs = None;
     for key in state
@@ -206,9 +191,7 @@ fn take_back_earlier(
         let record = records::read(&earlier.directory);
         let of_this_task = |record: &Record| record.header.task_name == order.task_name;
         // One that can't be read is this task's own, cut off in its first line, or nobody's.
-        if key == task_key(&order.alloc_id, &order.task_id)
-            || matches!(&record, Ok(Some(record)) if of_this_task(record))
-        {
+        if key == own_key || matches!(&record, Ok(Some(record)) if of_this_task(record)) {
             tracing::info!(
                 task = order.task_id,
                 record = key,
@@ -231,8 +214,6 @@ struct Machine<'a> {
     qemu: PathBuf,
 }
 
-type SetUp = (u32, Vec<PathBuf>, File, OwnedFd);
-
 /// The steps between record and shim, each named before it is done.
 fn set_up(
     instance: &Instance,
@@ -241,14 +222,13 @@ fn set_up(
     key: &str,
     machine: &Machine<'_>,
     record: &mut RecordFile,
-) -> Result<SetUp, Failure> {
-    let retryable = |error: &dyn std::error::Error| Failure::retryable(error);
+) -> Result<ShimStart, Failure> {
     let uid = lease(instance, undo, record)?;
 
     let path = undo.run_directory.clone();
     record
         .name(&Step::RunDirectory { path: path.clone() })
-        .map_err(|error| retryable(&error))?;
+        .map_err(|error| Failure::retryable(&error))?;
     make_private(&path)
         .map_err(|error| Failure::Retryable(format!("run_dir: {} can't be made: {error}", path.display())))?;
 
@@ -258,11 +238,13 @@ fn set_up(
             .name(&Step::Cgroups {
                 leaves: leaves.clone(),
             })
-            .map_err(|error| retryable(&error))?;
-        cgroup::make(&leaves).map_err(|error| retryable(&error))?;
+            .map_err(|error| Failure::retryable(&error))?;
+        cgroup::make(&leaves).map_err(|error| Failure::retryable(&error))?;
     }
 
-    record.name(&Step::Shim).map_err(|error| retryable(&error))?;
+    record
+        .name(&Step::Shim)
+        .map_err(|error| Failure::retryable(&error))?;
     let gid = match machine.vm.accelerator {
         Accelerator::Kvm => kvm::group().unwrap_or(uid),
         Accelerator::Tcg { .. } => uid,
@@ -276,19 +258,22 @@ fn set_up(
         place: &|file| machine.places.of(file),
     };
     let plan = steppe_qemu::render(machine.vm, &site);
-    let written = |name: &str, error: std::io::Error| {
-        Failure::Retryable(format!(
-            "{} can't be written: {error}",
-            undo.directory.join(name).display()
-        ))
+    let written = |path: &Path, error: std::io::Error| {
+        Failure::Retryable(format!("{} can't be written: {error}", path.display()))
     };
-    std::fs::write(undo.directory.join("plan.json"), plan.to_json())
-        .map_err(|error| written("plan.json", error))?;
-    let lock = lock(&undo.directory.join(undo::LOCK)).map_err(|error| written(undo::LOCK, error))?;
+    let path = undo.directory.join(PLAN);
+    std::fs::write(&path, plan.to_json()).map_err(|error| written(&path, error))?;
+    let path = undo.lock();
+    let lock = lock(&path).map_err(|error| written(&path, error))?;
     let log = instance
         .shim_log()
-        .map_err(|error| written("the shim's log", error))?;
-    Ok((uid, leaves, log, lock))
+        .map_err(|error| written(Path::new("the shim's log"), error))?;
+    Ok(ShimStart {
+        uid,
+        leaves,
+        log,
+        lock,
+    })
 }
 
 fn lease(instance: &Instance, undo: &Undo, record: &mut RecordFile) -> Result<u32, Failure> {
@@ -317,26 +302,24 @@ fn lock(path: &Path) -> std::io::Result<OwnedFd> {
 }
 
 /// From the shim's start to the running guest.
-async fn launch(driver: &Arc<Driver>, order: Order, mut prepared: Prepared) -> Result<Arc<Task>, Failure> {
+async fn launch(driver: &Arc<Driver>, order: &Order, mut prepared: Prepared) -> Result<Arc<Task>, Failure> {
     let start = prepared.shim;
     let (vm_cgroups, shim_cgroups) = start.leaves.iter().partition(|leaf| cgroup::is_vm(leaf));
-    let address = Address {
-        control: start.control,
-        lock: prepared.undo.directory.join(undo::LOCK),
-    };
+    let plan = prepared.undo.directory.join(PLAN);
     let command = Command {
-        program: &start.program,
-        plan: &start.plan,
+        program: &prepared.program,
+        plan: &plan,
         record: &prepared.undo.directory,
         stdout: &order.stdout,
         stderr: &order.stderr,
-        uid: start.uid,
+        // The pair's second id is the supervisor's.
+        uid: start.uid + 1,
         vm_cgroups,
         shim_cgroups,
         log: start.log,
         lock: start.lock,
     };
-    let shim = Shim::spawn(command, address)
+    let shim = Shim::spawn(command, prepared.undo.shim())
         .map_err(|error| Failure::Retryable(format!("microvm-shim can't be started: {error}")))?;
     let is_answer = |view: &View| !matches!(view, View::Is(State::Starting));
     match shim.wait_until(PREPARED_TIMEOUT, is_answer).await {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use steppe_vm::control::Request;
 
-use super::undo::{self, LOCK, undo_of};
+use super::undo::{self, Undo, undo_of};
 use super::{Failure, Task, blocking};
 use crate::service::Driver;
 
@@ -49,7 +49,7 @@ async fn end(task: &Task) -> Result<(), Failure> {
         }
     }
     // The shim itself stands still: its end is QEMU's.
-    undo::kill_holder(&task.undo.directory.join(LOCK));
+    undo::kill_holder(&task.undo.lock());
     if ends_within(task, KILL_TIMEOUT).await {
         return Ok(());
     }
@@ -98,7 +98,7 @@ pub(crate) async fn destroy(driver: &Arc<Driver>, task_id: &str) -> Result<(), F
 }
 
 /// What an earlier process left of a task that was never recovered, such as after a reboot.
-async fn left_behind(driver: &Arc<Driver>, task_id: &str) -> Result<Option<Arc<super::undo::Undo>>, Failure> {
+async fn left_behind(driver: &Arc<Driver>, task_id: &str) -> Result<Option<Arc<Undo>>, Failure> {
     let Ok(instance) = driver.instance() else {
         return Ok(None);
     };

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use steppe_vm::record::{Record, RecordError, Step};
 
+use super::shim::Address;
 use crate::host::records::{self, RecordFileError};
 use crate::host::state_dir::StateDir;
 use crate::host::{cgroup, chain, uids};
@@ -26,7 +27,7 @@ const DEATH_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Name of the file that a living shim holds locked.
-pub(crate) const LOCK: &str = "shim.lock";
+const LOCK: &str = "shim.lock";
 
 /// What is needed to take back a task's start: where its things are.
 #[derive(Debug, Clone)]
@@ -57,6 +58,19 @@ pub(crate) fn undo_of(instance: &Instance, state: &StateDir, key: &str) -> Undo 
 }
 
 impl Undo {
+    /// The file that the task's shim holds locked as long as it lives.
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.directory.join(LOCK)
+    }
+
+    /// Where the task's shim is found.
+    pub(crate) fn shim(&self) -> Address {
+        Address {
+            control: self.run_directory.join("control.sock"),
+            lock: self.lock(),
+        }
+    }
+
     /// Takes everything back. Blocks for some milliseconds, for seconds if processes don't die.
     pub(crate) fn run(&self) -> Result<(), UndoError> {
         let mut failed = Vec::new();
@@ -118,7 +132,7 @@ impl Undo {
 
     /// Makes sure that no shim lives: waits a moment if it is about to leave, else kills it, which kills QEMU.
     fn end_shim(&self, had_guest: bool) -> Result<(), String> {
-        let lock = self.directory.join(LOCK);
+        let lock = self.lock();
         let ended = records::read_exit(&self.directory).is_some();
         if had_guest && ended && wait_unlocked(&lock, LEAVE_TIMEOUT) || is_unlocked(&lock) {
             return Ok(());
