@@ -45,6 +45,10 @@ plugin "nomad-driver-microvm" {
     # Each virtual machine runs as a user of its own from this range, which must belong to nobody else.
     vm_uids = "1900000000-1900065535"
 
+    # A VM that no agent asks about any more is reported (node attribute driver.microvm.orphans), and after this time, counted
+    # while an agent is connected, it is stopped and removed.
+    orphan_grace = "1h"
+
     # Of the plugin's own log: error, warn, info, debug or trace.
     log_level = "info"
   }

@@ -2,23 +2,25 @@
 # Do the examples in jobs/ do what their headers say, and is what is written about them current? Prints `check` lines.
 #
 #   testing/jobs/test.sh                    all checks; by hand: testing/prepare.sh testing/jobs/test.sh
-#   testing/jobs/test.sh update-options     writes the option reference into jobs/README.md
+#   testing/jobs/test.sh update-options     writes the references of options and exit causes into jobs/README.md
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${STEPPE_NOMAD:?run it by testing/prepare.sh}" "${STEPPE_PLUGIN_DIR:?}" "${STEPPE_GUEST_DIR:?}"
 PROGRAM=testing/jobs/test.sh
 
 reference=jobs/README.md
-begin='<!-- nomad-driver-microvm --options -->'
-end='<!-- end of options -->'
-plugin_options() { "$STEPPE_PLUGIN_DIR/nomad-driver-microvm" --options; }
+plugin_says() { "$STEPPE_PLUGIN_DIR/nomad-driver-microvm" "--$1"; }
+# What stands in the reference between the marks of a section.
+section() { sed -n "/^<!-- nomad-driver-microvm --$1 -->\$/,/^<!-- end of $1 -->\$/p" "$reference" | sed '1,2d' | head -n -2; }
 
 if [ "${1:-}" = update-options ]; then
-    options=$(plugin_options) awk -v begin="$begin" -v end="$end" '
-        $0 == end { inside = 0 }
-        !inside { print }
-        $0 == begin { inside = 1; print "\n" ENVIRON["options"] "\n" }' "$reference" >"$reference.new"
-    mv "$reference.new" "$reference"
+    for name in options exit-causes; do
+        text=$(plugin_says "$name") awk -v begin="<!-- nomad-driver-microvm --$name -->" -v end="<!-- end of $name -->" '
+            $0 == end { inside = 0 }
+            !inside { print }
+            $0 == begin { inside = 1; print "\n" ENVIRON["text"] "\n" }' "$reference" >"$reference.new"
+        mv "$reference.new" "$reference"
+    done
     exit
 fi
 
@@ -43,10 +45,12 @@ jobs_fmt() {
 }
 
 # The reference in jobs/README.md is what the program prints.
-jobs_options_current() {
-    diff <(sed -n "/^$begin\$/,/^$end\$/p" "$reference" | sed '1,2d' | head -n -2) <(plugin_options) ||
+is_current() {
+    diff <(section "$1") <(plugin_says "$1") ||
         fail "$reference is not what the driver prints: run testing/prepare.sh testing/jobs/test.sh update-options"
 }
+jobs_options_current() { is_current options; }
+jobs_exit_causes_current() { is_current exit-causes; }
 
 # dist/client.hcl is a configuration, and names each plugin option with its default.
 jobs_client_config() {
@@ -54,7 +58,7 @@ jobs_client_config() {
     echo 'data_dir = "/opt/nomad/data"' >"$work/data.hcl"
     "$STEPPE_NOMAD" config validate dist/client.hcl "$work/data.hcl" || fail "Nomad refuses dist/client.hcl"
     local name default
-    plugin_options | sed -n '/^# Plugin/,/^# Keys/s/^| `\([a-z_]*\)` | [^|]* | `\([^|]*\)` |.*/\1 \2/p' >"$work/options"
+    plugin_says options | sed -n '/^# Plugin/,/^# Keys/s/^| `\([a-z_]*\)` | [^|]* | `\([^|]*\)` |.*/\1 \2/p' >"$work/options"
     [ -s "$work/options" ] || fail "the driver prints no options"
     while read -r name default; do
         grep -qxF "    $name = $default" dist/client.hcl || fail "dist/client.hcl does not say: $name = $default"
@@ -152,7 +156,7 @@ check() { # name
         failures=1
     fi
 }
-for name in jobs_fmt jobs_options_current jobs_client_config jobs_run; do
+for name in jobs_fmt jobs_options_current jobs_exit_causes_current jobs_client_config jobs_run; do
     [ $# -gt 0 ] && [ "$1" != "$name" ] || check "$name"
 done
 exit $failures

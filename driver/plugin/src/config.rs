@@ -8,6 +8,7 @@ mod schema;
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -130,6 +131,14 @@ const OPTIONS: &[Key] = &[
         "vm_uids = \"1900000000-1900065535\"",
     ),
     key(
+        "orphan_grace",
+        Kind::String,
+        "\"1h\"",
+        "how long a VM that no agent asks about may run on, counted while an agent is connected; then it is stopped and \
+         removed; it is reported before, as node attribute driver.microvm.orphans",
+        "orphan_grace = \"1h\"",
+    ),
+    key(
         "log_level",
         Kind::String,
         "\"info\"",
@@ -174,6 +183,36 @@ const TASK: &[Key] = &[
         "\"auto\"",
         "\"kvm\", \"tcg\" or \"auto\"",
         "accelerator = \"kvm\"",
+    ),
+    key(
+        "reboot",
+        Kind::String,
+        "\"reset\"",
+        "what a reboot of the guest does; \"reset\": the machine starts again in place; \"shutdown\": the VM ends with exit \
+         code 1. Three resets within 60 s end it in any case",
+        "reboot = \"shutdown\"",
+    ),
+    key(
+        "ready",
+        Kind::String,
+        "\"none\"",
+        "what the start waits for; \"none\": nothing; \"console\": until the console has shown ready_pattern, else the start \
+         fails and the task's restart policy applies",
+        "ready = \"console\"",
+    ),
+    key(
+        "ready_pattern",
+        Kind::String,
+        "",
+        "the text, within one line, at most 256 bytes; needs ready = \"console\"",
+        "ready_pattern = \"login:\"",
+    ),
+    key(
+        "ready_timeout",
+        Kind::String,
+        "",
+        "how long the guest may take to be ready, 1 s to 5 min, 60s where ready = \"console\" stands alone",
+        "ready_timeout = \"90s\"",
     ),
     key(
         "disk",
@@ -276,6 +315,7 @@ pub(crate) struct Options {
     pub(crate) state_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
     pub(crate) vm_uids: RangeInclusive<u32>,
+    pub(crate) orphan_grace: Duration,
     pub(crate) log_level: LevelFilter,
 }
 
@@ -311,6 +351,10 @@ pub(crate) enum OptionsError {
          write one such as 1900000000-1900065535"
     )]
     Uids { value: String },
+    #[error(
+        "plugin option orphan_grace = {value:?} is not a duration of at least 1 s: write one such as \"1h\""
+    )]
+    OrphanGrace { value: String },
 }
 
 /// Room for `/<16 hex>/<45 bytes of task key>/control.sock` in a socket's 107 bytes.
@@ -335,6 +379,7 @@ struct RawOptions {
     state_dir: Option<String>,
     run_dir: Option<String>,
     vm_uids: Option<String>,
+    orphan_grace: Option<String>,
     log_level: Option<String>,
 }
 
@@ -399,6 +444,7 @@ fn check_options(raw: RawOptions) -> Result<Options, OptionsError> {
         shim,
         state_dir: absolute("state_dir", &text(raw.state_dir, "/var/lib/steppe/driver"))?,
         run_dir: absolute("run_dir", &run_dir)?,
+        orphan_grace: grace(&text(raw.orphan_grace, "1h"))?,
         vm_uids: uids(&text(raw.vm_uids, "1900000000-1900065535"))?,
         log_level,
     })
@@ -424,6 +470,15 @@ fn absolute(name: &'static str, value: &str) -> Result<PathBuf, OptionsError> {
             value: value.to_owned(),
         })
     }
+}
+
+fn grace(value: &str) -> Result<Duration, OptionsError> {
+    humantime::parse_duration(value)
+        .ok()
+        .filter(|grace| *grace >= Duration::from_secs(1))
+        .ok_or_else(|| OptionsError::OrphanGrace {
+            value: value.to_owned(),
+        })
 }
 
 fn uids(value: &str) -> Result<RangeInclusive<u32>, OptionsError> {

@@ -18,6 +18,7 @@ nomad-driver-microvm is a Nomad task driver: it runs QEMU microVMs. Nomad starts
 
   nomad-driver-microvm --help | --version
   nomad-driver-microvm --options     the plugin options, and the keys of a task's config block
+  nomad-driver-microvm --exit-causes how a VM can end, and what Nomad is told of each end
 
 INSTALL
   Put nomad-driver-microvm and microvm-shim side by side into the agent's plugin_dir, and into its configuration
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         ["--help" | "-h"] => HELP.to_owned(),
         ["--version" | "-V"] => concat!("nomad-driver-microvm ", env!("CARGO_PKG_VERSION"), "\n").to_owned(),
         ["--options"] => config::reference(),
+        ["--exit-causes"] => steppe_vm::exit::reference(),
         [other, ..] => {
             drop(writeln!(
                 std::io::stderr(),

@@ -1,7 +1,7 @@
 //! How is QEMU's `microvm` machine told to be this machine?
 
 use serde_json::json;
-use steppe_vm::plan::{LaunchPlan, Limits, PLAN_VERSION, Start};
+use steppe_vm::plan::{LaunchPlan, Limits, PLAN_VERSION, Ready, Start};
 use steppe_vm::vm::{Accelerator, Nic, Vm};
 
 use crate::Site;
@@ -12,7 +12,7 @@ pub(crate) const DEBUG_EXIT_PORT: u16 = 0x501;
 
 pub(crate) fn render(vm: &Vm, site: &Site<'_>) -> LaunchPlan {
     let mut options = Options::default();
-    options.base(site);
+    options.base(site, vm.reboot);
     options.pair("machine", machine(vm.accelerator));
     options.processor(vm.accelerator, vm.vcpus);
     options.memory(vm.memory_mib);
@@ -31,6 +31,10 @@ pub(crate) fn render(vm: &Vm, site: &Site<'_>) -> LaunchPlan {
         limits: Limits::default(),
         uid: site.uid,
         gid: site.gid,
+        ready: vm.ready.as_ref().map(|ready| Ready {
+            pattern: ready.pattern.clone(),
+            timeout_ms: u64::try_from(ready.timeout.as_millis()).unwrap_or(u64::MAX),
+        }),
     }
 }
 

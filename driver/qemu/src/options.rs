@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 use steppe_vm::plan::{Access, Descriptor, Source};
-use steppe_vm::vm::{Accelerator, Disk, DiskFormat, FileName, Forward};
+use steppe_vm::vm::{Accelerator, Disk, DiskFormat, FileName, Forward, Reboot};
 
 use crate::Site;
 
@@ -57,8 +57,8 @@ impl Options {
     }
 
     /// No default devices, no configuration files, no window; system calls that QEMU never needs here are denied.
-    /// A panic ends the machine, a reset restarts it in place.
-    pub(crate) fn base(&mut self, site: &Site<'_>) {
+    /// A panic ends the machine.
+    pub(crate) fn base(&mut self, site: &Site<'_>, reboot: Reboot) {
         self.pair("name", format!("{},debug-threads=on", site.key));
         self.flag("nodefaults");
         self.flag("no-user-config");
@@ -67,7 +67,11 @@ impl Options {
             "sandbox",
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         );
-        self.pair("action", "panic=exit-failure");
+        let reboot = match reboot {
+            Reboot::Reset => "reset",
+            Reboot::Shutdown => "shutdown",
+        };
+        self.pair("action", format!("panic=exit-failure,reboot={reboot}"));
         // Paused before the first instruction: the guest runs only after everything it needs is confirmed.
         self.flag("S");
     }

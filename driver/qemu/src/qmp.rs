@@ -8,7 +8,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-pub use qapi_qmp::{cont, qmp_capabilities, quit, system_powerdown};
+pub use qapi_qmp::{cont, qmp_capabilities, query_status, quit, system_powerdown, system_reset};
 
 /// Longest message accepted. QEMU's largest answers (schema dumps) stay below it; a line without end must not.
 pub const MESSAGE_MAX_BYTES: usize = 1 << 20;
@@ -55,6 +55,8 @@ pub enum SessionError {
 #[derive(Debug, Default)]
 pub struct Session {
     buffer: Vec<u8>,
+    /// How much of it has no newline: a peer that sends single bytes must not make us look at all of them each time.
+    searched: usize,
     last_id: CommandId,
 }
 
@@ -89,13 +91,20 @@ impl Session {
     /// [`SessionError`]: the connection is of no more use.
     pub fn take(&mut self) -> Result<Option<Incoming>, SessionError> {
         loop {
-            let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') else {
-                return if self.buffer.len() > MESSAGE_MAX_BYTES {
-                    Err(SessionError::TooLong)
-                } else {
-                    Ok(None)
-                };
+            let rest = self.buffer.get(self.searched..).unwrap_or_default();
+            let end = rest
+                .iter()
+                .position(|byte| *byte == b'\n')
+                .map(|at| self.searched + at);
+            // Complete or not: what is refused must not depend on the pieces in which it arrives.
+            if end.unwrap_or(self.buffer.len()) > MESSAGE_MAX_BYTES {
+                return Err(SessionError::TooLong);
+            }
+            let Some(end) = end else {
+                self.searched = self.buffer.len();
+                return Ok(None);
             };
+            self.searched = 0;
             let line: Vec<u8> = self.buffer.drain(..=end).collect();
             if !line.trim_ascii().is_empty() {
                 return read(&line).map(Some);

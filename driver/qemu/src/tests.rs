@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use steppe_vm::plan::LaunchPlan;
-use steppe_vm::vm::{Accelerator, Disk, DiskFormat, FileName, FileRoot, Forward, Machine, Nic, Protocol, Vm};
+use steppe_vm::vm::{
+    Accelerator, Disk, DiskFormat, FileName, FileRoot, Forward, Machine, Nic, Protocol, Ready, Reboot, Vm,
+};
 
 use super::*;
 
@@ -25,6 +27,8 @@ fn small() -> Vm {
         cmdline: "console=ttyS0".into(),
         disks: vec![],
         nics: vec![],
+        reboot: Reboot::Reset,
+        ready: None,
     }
 }
 
@@ -56,6 +60,11 @@ fn large() -> Vm {
                 forward(Protocol::Udp, "192.0.2.1:20001", 53),
             ],
         }],
+        reboot: Reboot::Shutdown,
+        ready: Some(Ready {
+            pattern: "login:".into(),
+            timeout: std::time::Duration::from_secs(90),
+        }),
         ..small()
     }
 }

@@ -223,7 +223,7 @@ mod tests {
         let (mut control, id, socket) = connected(0);
         say(&socket, HELLO);
         assert_eq!(control.read(id, &State::Starting), []);
-        assert!(heard(&socket).starts_with("{\"message\":\"hello\",\"version\":1"));
+        assert!(heard(&socket).starts_with("{\"message\":\"hello\",\"version\":2"));
         say(
             &socket,
             "{\"request\":\"power-button\"}\n{\"request\":\"quit\"}\n",

@@ -420,6 +420,30 @@ pub(crate) fn become_unprivileged(uid: u32, monitor: Pid) -> Result<(), LaunchEr
     Ok(())
 }
 
+/// Signals that ask a program to end, as a descriptor that becomes readable; they do nothing else from now on, also in
+/// processes forked later (QEMU's child takes that back).
+pub(crate) fn catch_signals() -> Result<OwnedFd, LaunchError> {
+    // SAFETY: plain system calls on a set of this function's own; the descriptor is new and nobody else's.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        let fd = if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) == 0 {
+            libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+        } else {
+            -1
+        };
+        if fd < 0 {
+            return Err(system("catching signals")(
+                Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL),
+            ));
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
 /// Takes over a descriptor that the parent process passed by its number.
 ///
 /// Returns `None` when there is no open descriptor of this number.

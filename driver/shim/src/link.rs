@@ -27,7 +27,10 @@ pub(crate) struct Seen {
     pub(crate) reason: Reason,
     pub(crate) complained: bool,
     pub(crate) asked: Asked,
-    pub(crate) tail: Vec<u8>,
+    /// The end of what the console showed, at most [`TAIL_BYTES`].
+    pub(crate) console: Vec<u8>,
+    /// The end of what QEMU wrote to stderr, at most [`TAIL_BYTES`].
+    pub(crate) stderr: Vec<u8>,
 }
 
 /// From monitor to supervisor.
@@ -44,13 +47,18 @@ pub(crate) enum Fact {
         status: WaitStatus,
         /// When, in nanoseconds since 1970.
         at_unix_ns: u64,
+        /// Whether the kernel killed for its group's memory limit.
+        oom: bool,
     },
     /// The exit record is on disk.
     Recorded,
 }
 
-/// Largest packet: a wish with a whole tail.
-const PACKET_MAX: usize = 4 + TAIL_BYTES;
+/// Fields before the tails: kind, flags, reason, asked, length of the console's tail.
+const SEEN_BYTES: usize = 4 + 2;
+
+/// Largest packet: a wish with two whole tails.
+const PACKET_MAX: usize = SEEN_BYTES + 2 * TAIL_BYTES;
 
 /// The two ends, both closed on exec; the monitor's end blocks never.
 pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -68,8 +76,13 @@ pub(crate) fn send_wish(socket: &OwnedFd, wish: &Wish) -> Result<(), Errno> {
         Wish::Kill => vec![1],
         Wish::Seen(seen) => {
             let flags = u8::from(seen.started) | u8::from(seen.complained) << 1;
+            let console = &seen.console[..seen.console.len().min(TAIL_BYTES)];
+            let stderr = &seen.stderr[..seen.stderr.len().min(TAIL_BYTES)];
+            let length = u16::try_from(console.len()).unwrap_or(0).to_le_bytes();
             let mut packet = vec![2, flags, seen.reason.to_byte(), seen.asked.to_byte()];
-            packet.extend_from_slice(&seen.tail[..seen.tail.len().min(TAIL_BYTES)]);
+            packet.extend_from_slice(&length);
+            packet.extend_from_slice(console);
+            packet.extend_from_slice(stderr);
             packet
         }
     };
@@ -87,44 +100,46 @@ pub(crate) fn receive_wish(socket: &OwnedFd) -> Result<Option<Wish>, Errno> {
 fn read_wish(packet: &[u8]) -> Option<Wish> {
     match packet {
         [1] => Some(Wish::Kill),
-        [2, flags @ 0..=3, reason, asked, tail @ ..] => Some(Wish::Seen(Seen {
-            started: flags & 1 != 0,
-            reason: Reason::from_byte(*reason),
-            complained: flags & 2 != 0,
-            asked: Asked::from_byte(*asked),
-            tail: tail.to_vec(),
-        })),
+        [2, flags @ 0..=3, reason, asked, low, high, tails @ ..] => {
+            let (console, stderr) = tails.split_at_checked(usize::from(u16::from_le_bytes([*low, *high])))?;
+            Some(Wish::Seen(Seen {
+                started: flags & 1 != 0,
+                reason: Reason::from_byte(*reason),
+                complained: flags & 2 != 0,
+                asked: Asked::from_byte(*asked),
+                console: console.get(..console.len().min(TAIL_BYTES))?.to_vec(),
+                stderr: stderr.get(..stderr.len().min(TAIL_BYTES))?.to_vec(),
+            }))
+        }
         _ => None,
     }
 }
 
 /// Sends one fact.
 pub(crate) fn send_fact(socket: &OwnedFd, fact: Fact) -> Result<(), Errno> {
-    let (kind, value, at): (u8, i32, u64) = match fact {
-        Fact::Executed { pid } => (1, pid, 0),
+    let (kind, value, at, oom): (u8, i32, u64, bool) = match fact {
+        Fact::Executed { pid } => (1, pid, 0, false),
         Fact::Ended {
-            status: WaitStatus::Exited(status),
+            status,
             at_unix_ns,
-        } => (2, status, at_unix_ns),
-        Fact::Ended {
-            status: WaitStatus::Signaled(signal),
-            at_unix_ns,
-        } => (3, signal, at_unix_ns),
-        Fact::Ended {
-            status: WaitStatus::Unknown,
-            at_unix_ns,
-        } => (4, 0, at_unix_ns),
-        Fact::Recorded => (5, 0, 0),
+            oom,
+        } => match status {
+            WaitStatus::Exited(status) => (2, status, at_unix_ns, oom),
+            WaitStatus::Signaled(signal) => (3, signal, at_unix_ns, oom),
+            WaitStatus::Unknown => (4, 0, at_unix_ns, oom),
+        },
+        Fact::Recorded => (5, 0, 0, false),
     };
     let mut packet = [0; FACT_BYTES];
     packet[0] = kind;
     packet[1..5].copy_from_slice(&value.to_le_bytes());
-    packet[5..].copy_from_slice(&at.to_le_bytes());
+    packet[5..13].copy_from_slice(&at.to_le_bytes());
+    packet[13] = u8::from(oom);
     rustix::net::send(socket, &packet, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// Kind, a number, a time.
-const FACT_BYTES: usize = 1 + 4 + 8;
+/// Kind, a number, a time, a flag.
+const FACT_BYTES: usize = 1 + 4 + 8 + 1;
 
 /// Receives one fact; `None` when the monitor is gone.
 pub(crate) fn receive_fact(socket: &OwnedFd) -> Result<Option<Fact>, Errno> {
@@ -133,22 +148,18 @@ pub(crate) fn receive_fact(socket: &OwnedFd) -> Result<Option<Fact>, Errno> {
     if length != FACT_BYTES {
         return Ok(None);
     }
-    let [kind, a, b, c, d, at @ ..] = packet;
+    let [kind, a, b, c, d, at @ .., oom] = packet;
     let (value, at_unix_ns) = (i32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(at));
+    let ended = |status| Fact::Ended {
+        status,
+        at_unix_ns,
+        oom: oom != 0,
+    };
     Ok(match kind {
         1 => Some(Fact::Executed { pid: value }),
-        2 => Some(Fact::Ended {
-            status: WaitStatus::Exited(value),
-            at_unix_ns,
-        }),
-        3 => Some(Fact::Ended {
-            status: WaitStatus::Signaled(value),
-            at_unix_ns,
-        }),
-        4 => Some(Fact::Ended {
-            status: WaitStatus::Unknown,
-            at_unix_ns,
-        }),
+        2 => Some(ended(WaitStatus::Exited(value))),
+        3 => Some(ended(WaitStatus::Signaled(value))),
+        4 => Some(ended(WaitStatus::Unknown)),
         5 => Some(Fact::Recorded),
         _ => None,
     })
@@ -166,7 +177,8 @@ mod tests {
             reason: Reason::GuestPanic,
             complained: true,
             asked: Asked::Quit,
-            tail: vec![0xff; TAIL_BYTES],
+            console: vec![0xff; TAIL_BYTES],
+            stderr: vec![0; TAIL_BYTES],
         };
         for wish in [Wish::Kill, Wish::Seen(Seen::default()), Wish::Seen(seen)] {
             send_wish(&supervisor, &wish).unwrap();
@@ -177,14 +189,17 @@ mod tests {
             Fact::Ended {
                 status: WaitStatus::Signaled(9),
                 at_unix_ns: u64::MAX,
+                oom: true,
             },
             Fact::Ended {
                 status: WaitStatus::Exited(-1),
                 at_unix_ns: 1,
+                oom: false,
             },
             Fact::Ended {
                 status: WaitStatus::Unknown,
                 at_unix_ns: 1,
+                oom: false,
             },
             Fact::Recorded,
         ] {

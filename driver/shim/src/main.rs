@@ -9,9 +9,13 @@ mod link;
 
 mod supervise;
 
+mod exit_files;
+mod oom;
+
 mod console;
 mod control;
 mod qmp;
+mod ready;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -174,12 +178,25 @@ fn supervise(options: &[&str]) -> Result<u8, Error> {
     if let (Err(error), Some(teller)) = (&result, &mut teller) {
         let state = steppe_vm::control::State::Failed {
             reason: chain(error),
-            retryable: false,
+            retryable: may_pass(error),
         };
         let message = steppe_vm::control::Message::State { state };
         drop(teller.write_all(steppe_vm::record::line(&message).as_bytes()));
     }
     result
+}
+
+/// Whether an error is of a kind that goes away by itself: no room, no memory, too many files or processes.
+fn may_pass(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustix::io::Errno;
+    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+        let errno = error.downcast_ref::<Errno>().copied();
+        let errno = errno.or_else(|| Errno::from_io_error(error.downcast_ref::<std::io::Error>()?));
+        matches!(
+            errno,
+            Some(Errno::NOSPC | Errno::DQUOT | Errno::NOMEM | Errno::AGAIN | Errno::MFILE | Errno::NFILE)
+        )
+    })
 }
 
 fn read_plan(path: &Path) -> Result<LaunchPlan, Error> {

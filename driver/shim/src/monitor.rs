@@ -18,12 +18,18 @@ use rustix::process::{Pid, Signal, WaitOptions};
 use steppe_vm::exit::{EXIT_VERSION, ExitRecord, WaitStatus};
 use steppe_vm::plan::LaunchPlan;
 
+use crate::exit_files::ExitFiles;
 use crate::launch::{self, Channels, LaunchError, Prepared};
 use crate::link::{self, Fact, Seen, Wish};
+use crate::oom;
 use crate::supervise;
 
 /// How long the supervisor may take to tell what it saw after QEMU ended. It only empties buffers, but a host may be busy.
 const SEEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long QEMU may take to end in order after a signal told this process to: it writes its disks out. A shutdown of
+/// the host waits much longer (systemd: 90 s).
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the supervisor may hold the logs open for their reader or for a successor, and a little more.
 const SUPERVISOR_END_TIMEOUT: Duration = Duration::from_secs(35);
@@ -74,6 +80,13 @@ pub(crate) enum MonitorError {
         #[source]
         source: Errno,
     },
+    /// The end of the VM could not be provided for, or not be written down.
+    #[error("the exit record in {path} can't be written")]
+    Room {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     /// A system call failed.
     #[error("{what} failed")]
     System {
@@ -115,6 +128,13 @@ pub(crate) fn run(
     surroundings: Surroundings,
     teller: &mut Option<File>,
 ) -> Result<ExitRecord, MonitorError> {
+    // What tests stop at: the task's key is the name of its directory.
+    let reach = |point: &str| {
+        if let Some(name) = surroundings.record_directory.as_deref().and_then(Path::file_name) {
+            steppe_points::reach(point, &name.to_string_lossy());
+        }
+    };
+    reach("shim.cgroups.before");
     for leaf in &surroundings.shim_cgroups {
         let tasks = launch::open_cgroup(leaf)?;
         let _written = rustix::io::write(&tasks, b"0").map_err(|source| MonitorError::Path {
@@ -123,6 +143,15 @@ pub(crate) fn run(
             source,
         })?;
     }
+    reach("shim.cgroups.after");
+    let directory = surroundings.record_directory.as_deref();
+    let exit_files = directory
+        .map(ExitFiles::reserve)
+        .transpose()
+        .map_err(|source| MonitorError::Room {
+            path: directory.unwrap_or(Path::new("")).to_owned(),
+            source,
+        })?;
     let (qmp, qemu_qmp) = stream_pair()?;
     let (console, qemu_console) = stream_pair()?;
     let (messages, qemu_stderr) =
@@ -133,13 +162,24 @@ pub(crate) fn run(
         stderr: qemu_stderr,
     };
     let prepared = launch::prepare(plan, channels, &surroundings.vm_cgroups)?;
+    reach("shim.listen.before");
     let listener = surroundings.control.as_deref().map(listen).transpose()?;
+    reach("shim.listen.after");
+    let signals = launch::catch_signals()?;
     let (link, supervisor_link) = link::pair().map_err(system("socketpair"))?;
 
+    reach("shim.supervisor.before");
     let monitor = rustix::process::getpid();
     let Some((supervisor_pid, supervisor)) = launch::fork_supervisor()? else {
         // In the supervisor: nothing of the plan's files and of the monitor's side stays open here.
-        drop((prepared, link, surroundings.lock, teller.take()));
+        drop((
+            prepared,
+            link,
+            surroundings.lock,
+            teller.take(),
+            exit_files,
+            signals,
+        ));
         supervise::main(supervise::Inherited {
             monitor,
             uid: surroundings.supervisor_uid,
@@ -152,8 +192,10 @@ pub(crate) fn run(
             listener,
             client: surroundings.client,
             continue_at_once: surroundings.continue_at_once,
+            ready: plan.ready.as_ref(),
         });
     };
+    reach("shim.supervisor.after");
     drop((supervisor_link, qmp, console, messages, listener));
     drop((surroundings.stdout, surroundings.stderr, surroundings.client));
     let helper = Helper {
@@ -164,15 +206,33 @@ pub(crate) fn run(
     let record = watch(
         prepared,
         &helper,
-        surroundings.record_directory.as_deref(),
+        &signals,
         teller,
+        &surroundings.vm_cgroups,
+        &reach,
     );
+    if let (Ok((record, seen)), Some(files)) = (&record, exit_files) {
+        reach("shim.exit-record.before");
+        // The room was taken at the start; should it fail all the same, those who are connected still learn the end.
+        if let Err(source) = files.write(record, &seen.console, &seen.stderr) {
+            crate::complain(&MonitorError::Room {
+                path: directory.unwrap_or(Path::new("")).to_owned(),
+                source,
+            });
+        }
+        reach("shim.exit-record.after");
+    }
+    let record = record.map(|(record, _)| record);
+    helper.tell(Fact::Recorded);
     // Without a QEMU there is nothing that the supervisor would have to bring to an end.
-    helper.end(if record.is_ok() {
+    let timeout = if record.is_ok() {
         SUPERVISOR_END_TIMEOUT
     } else {
         Duration::ZERO
-    });
+    };
+    reach("shim.end.before");
+    helper.end(timeout, &signals);
+    reach("shim.end.after");
     record
 }
 
@@ -220,54 +280,44 @@ impl Helper {
         let _ = link::send_fact(&self.link, fact);
     }
 
-    /// Lets the supervisor empty the logs, then makes sure that it is gone.
-    fn end(self, timeout: Duration) {
-        if !wait_readable(&[self.pidfd.as_fd()], Some(Instant::now() + timeout))[0] {
+    /// Lets the supervisor empty the logs, then makes sure that it is gone. A signal means that there is no time.
+    fn end(self, timeout: Duration, signals: &OwnedFd) {
+        if !wait_readable(
+            &[self.pidfd.as_fd(), signals.as_fd()],
+            Some(Instant::now() + timeout),
+        )[0]
+        {
             let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         }
         let _ = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(self.pid), WaitOptions::empty()));
     }
 }
 
-/// From QEMU's exec to the exit record.
+/// From QEMU's exec to its end: what there is to record of it, and what the supervisor saw.
 fn watch(
     prepared: Prepared,
     helper: &Helper,
-    directory: Option<&Path>,
+    signals: &OwnedFd,
     teller: &mut Option<File>,
-) -> Result<ExitRecord, MonitorError> {
+    vm_cgroups: &[PathBuf],
+    reach: &dyn Fn(&str),
+) -> Result<(ExitRecord, Seen), MonitorError> {
+    reach("shim.execute.before");
     let (qemu_pid, qemu) = launch::spawn(&prepared)?;
     // QEMU's locks on its disks belong to the open files: our copies must not keep them alive.
     drop((prepared, teller.take()));
     helper.tell(Fact::Executed {
         pid: qemu_pid.as_raw_nonzero().get(),
     });
+    reach("shim.execute.after");
 
-    let mut supervised = true;
-    loop {
-        let ready = wait_readable(&[qemu.as_fd(), helper.pidfd.as_fd(), helper.link.as_fd()], None);
-        if supervised && ready[2] {
-            match link::receive_wish(&helper.link) {
-                Ok(Some(Wish::Kill)) => kill(&qemu),
-                Ok(Some(Wish::Seen(_))) | Err(Errno::AGAIN | Errno::INTR) => {}
-                Ok(None) | Err(_) => supervised = false,
-            }
-        }
-        if !supervised || ready[1] {
-            // Nobody speaks for this VM any more.
-            supervised = false;
-            kill(&qemu);
-            let _gone = wait_readable(&[qemu.as_fd()], None);
-        }
-        if ready[0] || !supervised {
-            break;
-        }
-    }
+    let supervised = wait_for_end(&qemu, helper, signals);
     let status = wait_status(qemu_pid);
-    let ended_at_unix_ns = unix_ns();
+    let (ended_at_unix_ns, oom) = (unix_ns(), oom::happened(vm_cgroups));
     helper.tell(Fact::Ended {
         status,
         at_unix_ns: ended_at_unix_ns,
+        oom,
     });
     let seen = if supervised { receive_seen(helper) } else { None };
     // shim-lost: where QEMU was killed because nobody spoke for it, how it ended is our own doing and says nothing.
@@ -283,22 +333,51 @@ fn watch(
         reason: seen.reason,
         complained: seen.complained,
         asked: seen.asked,
+        oom,
         ended_at_unix_ns,
     };
-    if let Some(directory) = directory {
-        // A full disk keeps the end from the record, not from those who are connected.
-        let written = write_durably(
-            directory,
-            "exit.json",
-            steppe_vm::record::line(&record).as_bytes(),
-        )
-        .and_then(|()| write_durably(directory, "console.tail", &seen.tail));
-        if let Err(error) = written {
-            crate::complain(&error);
+    Ok((record, seen))
+}
+
+/// Waits until QEMU is dead; false if the supervisor was gone before.
+fn wait_for_end(qemu: &OwnedFd, helper: &Helper, signals: &OwnedFd) -> bool {
+    let mut terminated_at: Option<Instant> = None;
+    loop {
+        let deadline = terminated_at.map(|at| at + TERMINATE_TIMEOUT);
+        let watched = [
+            qemu.as_fd(),
+            helper.pidfd.as_fd(),
+            helper.link.as_fd(),
+            signals.as_fd(),
+        ];
+        // Once is enough: a signal that was seen is not waited for again.
+        let count = if terminated_at.is_some() { 3 } else { 4 };
+        let ready = wait_readable(&watched[..count], deadline);
+        let mut supervised = !ready[1];
+        if ready[2] {
+            match link::receive_wish(&helper.link) {
+                Ok(Some(Wish::Kill)) => kill(qemu),
+                Ok(Some(Wish::Seen(_))) | Err(Errno::AGAIN | Errno::INTR) => {}
+                Ok(None) | Err(_) => supervised = false,
+            }
+        }
+        if !supervised {
+            // Nobody speaks for this VM any more.
+            kill(qemu);
+            let _gone = wait_readable(&[qemu.as_fd()], None);
+            return false;
+        }
+        if ready[0] {
+            return true;
+        }
+        if ready.get(3) == Some(&true) {
+            // The host is shut down, or somebody wants this VM to end: QEMU writes its disks out and says why it ends.
+            let _ = rustix::process::pidfd_send_signal(qemu, Signal::TERM);
+            terminated_at = Some(Instant::now());
+        } else if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            kill(qemu);
         }
     }
-    helper.tell(Fact::Recorded);
-    Ok(record)
 }
 
 fn kill(pidfd: &OwnedFd) {
@@ -361,21 +440,4 @@ fn unix_ns() -> u64 {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Writes a file whole or not at all, and makes sure that it is on disk.
-fn write_durably(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), MonitorError> {
-    let path = directory.join(name);
-    let temporary = directory.join(format!("{name}.new"));
-    let write = || -> io::Result<()> {
-        std::fs::write(&temporary, bytes)?;
-        std::fs::File::open(&temporary)?.sync_all()?;
-        std::fs::rename(&temporary, &path)?;
-        std::fs::File::open(directory)?.sync_all()
-    };
-    write().map_err(|error| MonitorError::Path {
-        what: "writing",
-        path: path.clone(),
-        source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
-    })
 }

@@ -3,6 +3,7 @@
 //! One thread, one loop: wait for something to be ready, handle it, tell who must know. Everything QEMU or the guest says
 //! is hostile input and is parsed only here.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,12 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 use serde_json::Value;
-use steppe_qemu::qmp::{CommandId, Incoming, cont, qmp_capabilities, quit, system_powerdown};
+use steppe_qemu::qmp::{
+    CommandId, Incoming, cont, qmp_capabilities, query_status, quit, system_powerdown, system_reset,
+};
 use steppe_vm::control::{Message, Request, State};
 use steppe_vm::exit::{Asked, EXIT_VERSION, ExitRecord, Reason};
+use steppe_vm::plan::Ready;
 
 use crate::console::{Stream, TAIL_BYTES};
 use crate::control::{Asking, ClientId, Control};
@@ -20,6 +24,7 @@ use crate::launch;
 use crate::link::{self, Fact, Seen, Wish};
 use crate::monitor::timespec;
 use crate::qmp::Qmp;
+use crate::ready::Watch;
 
 /// How long QEMU may take from its exec to its first answer. Measured: 60 ms, on a busy two-core host with forty
 /// starting machines some seconds.
@@ -35,12 +40,19 @@ const LOG_HOLD_INTERRUPTED_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether the logs were read. A pipe says nothing when it becomes empty.
 const LOG_HOLD_INTERVAL: Duration = Duration::from_millis(5);
 
+/// So many resets of the guest within [`RESET_LOOP_PERIOD`] are a loop: a guest that reboots on purpose, such as after an
+/// update, does so once or twice.
+const RESET_LOOP_COUNT: usize = 3;
+
+/// See [`RESET_LOOP_COUNT`].
+const RESET_LOOP_PERIOD: Duration = Duration::from_secs(60);
+
 /// Pause between the console's readiness and reading it. A serial port writes byte by byte; collecting for a
 /// millisecond costs a quarter of the CPU time, and two milliseconds gain nothing more.
 const CONSOLE_PAUSE: Duration = Duration::from_millis(1);
 
 /// What the supervisor takes over from the monitor.
-pub(crate) struct Inherited {
+pub(crate) struct Inherited<'a> {
     pub(crate) monitor: Pid,
     pub(crate) uid: u32,
     pub(crate) link: OwnedFd,
@@ -52,6 +64,7 @@ pub(crate) struct Inherited {
     pub(crate) listener: Option<OwnedFd>,
     pub(crate) client: Option<OwnedFd>,
     pub(crate) continue_at_once: bool,
+    pub(crate) ready: Option<&'a Ready>,
 }
 
 /// A command whose reply is waited for. The others are answered as soon as they are sent: a QEMU that stands still must
@@ -60,6 +73,7 @@ pub(crate) struct Inherited {
 enum Pending {
     Capabilities,
     Continue(Option<ClientId>),
+    Status,
 }
 
 struct Supervisor {
@@ -79,6 +93,10 @@ struct Supervisor {
     reason: Reason,
     asked: Asked,
     started: bool,
+    /// What the console must show, until it has.
+    watch: Option<Watch>,
+    /// When the guest reset itself, within the last [`RESET_LOOP_PERIOD`].
+    resets: VecDeque<Instant>,
     /// Whether the driver was gone before the guest was started.
     interrupted: bool,
     /// Whether QEMU has written an error since the guest was started.
@@ -89,7 +107,7 @@ struct Supervisor {
 }
 
 /// The supervisor's whole life. Ends the process.
-pub(crate) fn main(inherited: Inherited) -> ! {
+pub(crate) fn main(inherited: Inherited<'_>) -> ! {
     let owner_uid = rustix::process::geteuid().as_raw();
     if let Err(error) = launch::become_unprivileged(inherited.uid, inherited.monitor) {
         crate::complain(&error);
@@ -102,9 +120,9 @@ pub(crate) fn main(inherited: Inherited) -> ! {
     crate::end(0);
 }
 
-/// What became ready in one turn.
+/// What can be read or written in one turn.
 #[derive(Default)]
-struct Ready {
+struct Turn {
     link: bool,
     qmp_in: bool,
     qmp_out: bool,
@@ -118,7 +136,7 @@ struct Ready {
 }
 
 impl Supervisor {
-    fn new(inherited: Inherited, owner_uid: u32) -> Self {
+    fn new(inherited: Inherited<'_>, owner_uid: u32) -> Self {
         let mut control = Control::new(inherited.listener, owner_uid);
         let starter = inherited.client.map(|client| control.add(client));
         Self {
@@ -137,6 +155,8 @@ impl Supervisor {
             reason: Reason::None,
             asked: Asked::Nothing,
             started: false,
+            watch: inherited.ready.map(Watch::new),
+            resets: VecDeque::new(),
             interrupted: false,
             complained: false,
             answer_deadline: None,
@@ -173,7 +193,7 @@ impl Supervisor {
         }
         if ready.console {
             std::thread::sleep(CONSOLE_PAUSE);
-            pump(&mut self.console, &mut self.stdout);
+            self.on_console();
         }
         // Only where poll said so: by hand the log may be a terminal or pipe that blocks.
         if ready.stdout {
@@ -196,7 +216,7 @@ impl Supervisor {
         self.look_at_the_clock_and_the_starter();
     }
 
-    fn wait(&self) -> Ready {
+    fn wait(&self) -> Turn {
         #[derive(Clone, Copy)]
         enum What {
             Link,
@@ -245,7 +265,7 @@ impl Supervisor {
         let timeout = self
             .next_deadline()
             .map(|at| timespec(at.saturating_duration_since(Instant::now())));
-        let mut ready = Ready::default();
+        let mut ready = Turn::default();
         if rustix::event::poll(&mut polled, timeout.as_ref()).is_err() {
             return ready;
         }
@@ -279,7 +299,8 @@ impl Supervisor {
         let hold = self
             .hold_deadline
             .map(|deadline| deadline.min(Instant::now() + LOG_HOLD_INTERVAL));
-        [self.answer_deadline, hold].into_iter().flatten().min()
+        let ready = self.watch.as_ref().and_then(Watch::deadline);
+        [self.answer_deadline, hold, ready].into_iter().flatten().min()
     }
 
     fn on_link(&mut self) {
@@ -288,7 +309,11 @@ impl Supervisor {
                 self.qemu_pid = pid;
                 self.answer_deadline = Some(Instant::now() + ANSWER_TIMEOUT);
             }
-            Ok(Some(Fact::Ended { status, at_unix_ns })) => {
+            Ok(Some(Fact::Ended {
+                status,
+                at_unix_ns,
+                oom,
+            })) => {
                 self.drain();
                 self.exit = Some(ExitRecord {
                     version: EXIT_VERSION,
@@ -297,6 +322,7 @@ impl Supervisor {
                     reason: self.reason,
                     complained: self.complained,
                     asked: self.asked,
+                    oom,
                     ended_at_unix_ns: at_unix_ns,
                 });
                 let seen = Seen {
@@ -304,7 +330,8 @@ impl Supervisor {
                     reason: self.reason,
                     complained: self.complained,
                     asked: self.asked,
-                    tail: self.stdout.tail(),
+                    console: self.stdout.tail(),
+                    stderr: self.stderr.tail(),
                 };
                 let _ = link::send_wish(&self.link, &Wish::Seen(seen));
             }
@@ -329,6 +356,7 @@ impl Supervisor {
     /// QEMU is dead: what it said is in the sockets' buffers, and no more will come.
     fn drain(&mut self) {
         self.answer_deadline = None;
+        self.watch = None;
         while self.qmp.is_some() && self.qmp_has_more() {
             self.on_qmp();
         }
@@ -338,7 +366,7 @@ impl Supervisor {
                 break;
             }
             let before = (self.console.is_some(), self.messages.is_some());
-            let moved = pump(&mut self.console, &mut self.stdout) + self.on_messages();
+            let moved = self.on_console() + self.on_messages();
             self.stdout.flush();
             self.stderr.flush();
             if moved == 0 && before == (self.console.is_some(), self.messages.is_some()) {
@@ -349,15 +377,34 @@ impl Supervisor {
         self.messages = None;
     }
 
-    /// QEMU's stderr. After the guest was started, only a warning there is no sign of trouble: a guest can't write to it.
-    fn on_messages(&mut self) -> usize {
-        let moved = pump(&mut self.messages, &mut self.stderr);
-        if moved > 0 && self.started && !self.complained {
-            let tail = self.stderr.tail();
-            let new = tail.get(tail.len().saturating_sub(moved)..).unwrap_or_default();
-            self.complained = String::from_utf8_lossy(new).lines().any(is_complaint);
+    /// The guest's console.
+    fn on_console(&mut self) -> usize {
+        let (watch, mut found) = (&mut self.watch, false);
+        let moved = pump(&mut self.console, &mut self.stdout, |bytes| {
+            found = watch.as_mut().is_some_and(|watch| watch.feed(bytes));
+        });
+        if found {
+            self.watch = None;
+            if self.started {
+                self.enter_running();
+            }
         }
         moved
+    }
+
+    fn enter_running(&mut self) {
+        self.enter(State::Running {
+            qemu_pid: self.qemu_pid,
+            ready: self.watch.is_none(),
+        });
+    }
+
+    /// QEMU's stderr. After the guest was started, only a warning there is no sign of trouble: a guest can't write to it.
+    fn on_messages(&mut self) -> usize {
+        let (started, complained) = (self.started, &mut self.complained);
+        pump(&mut self.messages, &mut self.stderr, |bytes| {
+            *complained |= started && String::from_utf8_lossy(bytes).lines().any(is_complaint);
+        })
     }
 
     fn qmp_has_more(&self) -> bool {
@@ -381,9 +428,7 @@ impl Supervisor {
                 Ok(None) => break,
                 Err(error) => {
                     // A QEMU that breaks its own protocol can't be controlled: it is ended, not trusted.
-                    self.note(&format!("{error}, it is killed"));
-                    self.reason = Reason::Broken;
-                    self.kill();
+                    self.condemn(Reason::Broken, &error.to_string());
                     return;
                 }
             }
@@ -420,26 +465,74 @@ impl Supervisor {
             (Pending::Continue(client), result) => {
                 if result.is_ok() {
                     self.started = true;
-                    self.enter(State::Running {
-                        qemu_pid: self.qemu_pid,
-                    });
+                    if let Some(watch) = &mut self.watch {
+                        watch.start();
+                    }
+                    self.enter_running();
                 }
                 if let Some(client) = client {
                     self.control.answer(client, &message);
                 }
             }
+            (Pending::Status, result) => self.on_status(&result.unwrap_or_default()),
+        }
+    }
+
+    /// The machine was stopped, and not by us: the guest can't go on, or a disk can't be written.
+    fn on_status(&mut self, status: &Value) {
+        match status.get("status").and_then(Value::as_str) {
+            Some("internal-error") => self.condemn(Reason::InternalError, "QEMU met an internal error"),
+            Some("io-error") => {
+                self.note(
+                    "the guest is paused: a disk could not be written, such as on a full disk of the host",
+                );
+            }
+            _ => {}
         }
     }
 
     fn on_event(&mut self, name: &str, data: &Value) {
         match name {
+            _ if self.reason.is_verdict() => {}
             "GUEST_PANICKED" => self.reason = Reason::GuestPanic,
             // A panic is followed by a shutdown for that panic; the first word is the more exact one.
             "SHUTDOWN" if self.reason != Reason::GuestPanic => {
                 let reason = data.get("reason").and_then(Value::as_str).unwrap_or_default();
                 self.reason = Reason::from_qmp(reason);
             }
+            "RESET" if data.get("guest") == Some(&Value::Bool(true)) => self.on_reset(),
+            // We never stop a machine.
+            "STOP" => {
+                if let Ok(id) = self.command(&query_status {}) {
+                    self.pending.push((id, Pending::Status));
+                }
+            }
             _ => {}
+        }
+    }
+
+    fn on_reset(&mut self) {
+        let now = Instant::now();
+        self.resets.push_back(now);
+        self.resets
+            .retain(|at| now.duration_since(*at) < RESET_LOOP_PERIOD);
+        if self.watch.is_some() {
+            self.condemn(Reason::ResetLoop, "the guest reset itself before it was ready");
+        } else if self.resets.len() >= RESET_LOOP_COUNT {
+            let text = format!(
+                "the guest reset itself {RESET_LOOP_COUNT} times within {} s",
+                RESET_LOOP_PERIOD.as_secs()
+            );
+            self.condemn(Reason::ResetLoop, &text);
+        }
+    }
+
+    /// Ends a machine that is of no more use, for a reason that QMP has no word for.
+    fn condemn(&mut self, reason: Reason, text: &str) {
+        if !self.reason.is_verdict() {
+            self.reason = reason;
+            self.note(&format!("{text}, QEMU is killed"));
+            self.kill();
         }
     }
 
@@ -457,12 +550,15 @@ impl Supervisor {
                 self.command(&system_powerdown {})
                     .map(|_| self.control.answer(client, &Message::Done))
             }
+            Request::Reset if running => self
+                .command(&system_reset {})
+                .map(|_| self.control.answer(client, &Message::Done)),
             Request::Quit if running || prepared => {
                 self.asked = self.asked.max(Asked::Quit);
                 self.command(&quit {})
                     .map(|_| self.control.answer(client, &Message::Done))
             }
-            Request::PowerButton | Request::Quit => refused("the machine is not running"),
+            Request::PowerButton | Request::Reset | Request::Quit => refused("the machine is not running"),
             Request::Kill => {
                 self.asked = Asked::Kill;
                 self.kill();
@@ -497,6 +593,11 @@ impl Supervisor {
                 retryable: true,
             });
             self.kill();
+        }
+        let late = |watch: &Watch| watch.deadline().is_some_and(|at| Instant::now() >= at);
+        if let Some(watch) = self.watch.take_if(|watch| late(watch)) {
+            let text = format!("the guest was not ready within {} s", watch.timeout().as_secs());
+            self.condemn(Reason::BootDeadline, &text);
         }
         let lost = self.starter.is_some_and(|starter| !self.control.has(starter));
         if lost {
@@ -536,8 +637,9 @@ fn is_complaint(line: &str) -> bool {
 /// Most rounds of emptying buffers at the end; each moves up to 64 KiB, and a socket holds a few hundred.
 const DRAIN_ROUNDS_MAX: usize = 1000;
 
-/// Moves what is there from a source into a stream; the source is closed at its end. Returns the number of bytes.
-fn pump(source: &mut Option<OwnedFd>, stream: &mut Stream) -> usize {
+/// Moves what is there from a source into a stream, past somebody who looks at it; the source is closed at its end.
+/// Returns the number of bytes.
+fn pump(source: &mut Option<OwnedFd>, stream: &mut Stream, look: impl FnOnce(&[u8])) -> usize {
     let Some(fd) = source else { return 0 };
     let mut buffer = [0; TAIL_BYTES * 4];
     match rustix::io::read(&*fd, &mut buffer) {
@@ -546,7 +648,9 @@ fn pump(source: &mut Option<OwnedFd>, stream: &mut Stream) -> usize {
             0
         }
         Ok(n) => {
-            stream.push(buffer.get(..n).unwrap_or_default());
+            let bytes = buffer.get(..n).unwrap_or_default();
+            stream.push(bytes);
+            look(bytes);
             n
         }
         Err(Errno::AGAIN | Errno::INTR) => 0,

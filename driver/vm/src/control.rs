@@ -12,7 +12,9 @@ use crate::exit::ExitRecord;
 pub const VERSION_MIN: u32 = 1;
 
 /// Newest version this release speaks.
-pub const VERSION_MAX: u32 = 1;
+///
+/// Version 2 added [`Request::Reset`] and the member `ready` of [`State::Running`].
+pub const VERSION_MAX: u32 = 2;
 
 /// Longest line either side accepts. The largest message carries 4 KiB of text, each byte at worst six in JSON.
 pub const LINE_MAX_BYTES: usize = 32 * 1024;
@@ -32,6 +34,8 @@ pub enum Request {
     Continue,
     /// Press the power button.
     PowerButton,
+    /// Press the reset button.
+    Reset,
     /// End the machine now, with its disks flushed.
     Quit,
     /// End the machine's process.
@@ -78,6 +82,9 @@ pub enum State {
     Running {
         /// QEMU's process id.
         qemu_pid: i32,
+        /// Whether it has shown what its plan waits for; true at once where the plan waits for nothing.
+        #[serde(default)]
+        ready: bool,
     },
     /// QEMU could not be started.
     Failed {
@@ -105,7 +112,7 @@ pub fn agree(min: u32, max: u32) -> Option<u32> {
 /// Why a line could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// The peer sent [`LINE_MAX_BYTES`] bytes without a newline.
+    /// The peer sent more than [`LINE_MAX_BYTES`] bytes without a newline.
     #[error("a line of the control connection is longer than {LINE_MAX_BYTES} bytes")]
     TooLong,
     /// The line is not a message.
@@ -117,6 +124,8 @@ pub enum LineError {
 #[derive(Debug, Default)]
 pub struct Lines {
     buffer: Vec<u8>,
+    /// How much of it has no newline: a peer that sends single bytes must not make us look at all of them each time.
+    searched: usize,
 }
 
 impl Lines {
@@ -130,13 +139,20 @@ impl Lines {
     /// # Errors
     /// [`LineError`]: the connection is of no more use.
     pub fn take<T: serde::de::DeserializeOwned>(&mut self) -> Result<Option<T>, LineError> {
-        let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') else {
-            return if self.buffer.len() > LINE_MAX_BYTES {
-                Err(LineError::TooLong)
-            } else {
-                Ok(None)
-            };
+        let rest = self.buffer.get(self.searched..).unwrap_or_default();
+        let end = rest
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map(|at| self.searched + at);
+        // Complete or not: what is refused must not depend on the pieces in which it arrives.
+        if end.unwrap_or(self.buffer.len()) > LINE_MAX_BYTES {
+            return Err(LineError::TooLong);
+        }
+        let Some(end) = end else {
+            self.searched = self.buffer.len();
+            return Ok(None);
         };
+        self.searched = 0;
         let line: Vec<u8> = self.buffer.drain(..=end).collect();
         serde_json::from_slice(&line).map(Some).map_err(LineError::Syntax)
     }
@@ -151,9 +167,10 @@ mod tests {
     #[test]
     fn versions_agree_on_the_newest_common_one() {
         assert_eq!(agree(1, 1), Some(1));
-        assert_eq!(agree(1, 9), Some(1));
+        assert_eq!(agree(1, 9), Some(2));
+        assert_eq!(agree(2, 2), Some(2));
         assert_eq!(agree(0, 0), None);
-        assert_eq!(agree(2, 9), None);
+        assert_eq!(agree(3, 9), None);
     }
 
     #[test]
@@ -165,6 +182,7 @@ mod tests {
             reason: Reason::None,
             complained: false,
             asked: Asked::Kill,
+            oom: false,
             ended_at_unix_ns: 5,
         };
         let sent = [
@@ -173,7 +191,10 @@ mod tests {
                 state: State::Starting,
             },
             Message::State {
-                state: State::Running { qemu_pid: 7 },
+                state: State::Running {
+                    qemu_pid: 7,
+                    ready: true,
+                },
             },
             Message::State {
                 state: State::Exited {
@@ -199,6 +220,21 @@ mod tests {
             }
             assert_eq!(got, sent);
         }
+    }
+
+    /// What a shim of the previous release says is understood: its VM outlives the upgrade.
+    #[test]
+    fn version_1_is_understood() {
+        let mut lines = Lines::default();
+        lines.feed(include_bytes!("fixtures/control.v1"));
+        let mut got: Vec<Message> = Vec::new();
+        while let Some(message) = lines.take().unwrap() {
+            got.push(message);
+        }
+        assert_eq!(got.len(), 3);
+        assert!(
+            matches!(&got[2], Message::State { state: State::Exited { exit, .. } } if !exit.oom && exit.version == 1)
+        );
     }
 
     #[test]

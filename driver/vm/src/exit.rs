@@ -5,8 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version written into new exit records.
-pub const EXIT_VERSION: u32 = 1;
+/// Version written into new exit records. Version 2 added [`ExitRecord::oom`] and the reasons from
+/// [`Reason::HostReset`] on.
+pub const EXIT_VERSION: u32 = 2;
+
+/// Oldest version that is read.
+pub const EXIT_VERSION_MIN: u32 = 1;
 
 /// What is durably written when a VM ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +27,9 @@ pub struct ExitRecord {
     pub complained: bool,
     /// The strongest stop that the driver had asked for by then.
     pub asked: Asked,
+    /// Whether the kernel killed something in QEMU's control group because its memory limit was reached.
+    #[serde(default)]
+    pub oom: bool,
     /// When it ended, in nanoseconds since 1970 (UTC).
     pub ended_at_unix_ns: u64,
 }
@@ -60,7 +67,31 @@ pub enum Reason {
     Other,
     /// QEMU broke the protocol or fell silent, and the supervisor had it killed.
     Broken,
+    /// `host-qmp-system-reset` where resets end the machine.
+    HostReset,
+    /// `host-error`, or QEMU stopped the machine in its state `internal-error`, and the supervisor had it killed.
+    InternalError,
+    /// The guest reset itself over and over, and the supervisor had it killed.
+    ResetLoop,
+    /// The guest was not ready in time, and the supervisor had it killed.
+    BootDeadline,
 }
+
+/// Reasons by their byte in the frame between supervisor and monitor.
+const REASONS: [Reason; 12] = [
+    Reason::None,
+    Reason::GuestShutdown,
+    Reason::GuestReset,
+    Reason::GuestPanic,
+    Reason::HostSignal,
+    Reason::HostQuit,
+    Reason::Other,
+    Reason::Broken,
+    Reason::HostReset,
+    Reason::InternalError,
+    Reason::ResetLoop,
+    Reason::BootDeadline,
+];
 
 impl Reason {
     /// Reads the `reason` member of QMP's `SHUTDOWN` event (`ShutdownCause` in QEMU's run-state schema).
@@ -72,6 +103,8 @@ impl Reason {
             "guest-panic" => Self::GuestPanic,
             "host-signal" => Self::HostSignal,
             "host-qmp-quit" => Self::HostQuit,
+            "host-qmp-system-reset" => Self::HostReset,
+            "host-error" => Self::InternalError,
             _ => Self::Other,
         }
     }
@@ -79,31 +112,23 @@ impl Reason {
     /// One byte for the frame between supervisor and monitor.
     #[must_use]
     pub fn to_byte(self) -> u8 {
-        match self {
-            Self::None => 0,
-            Self::GuestShutdown => 1,
-            Self::GuestReset => 2,
-            Self::GuestPanic => 3,
-            Self::HostSignal => 4,
-            Self::HostQuit => 5,
-            Self::Other => 6,
-            Self::Broken => 7,
-        }
+        let byte = REASONS.iter().position(|reason| *reason == self);
+        byte.and_then(|byte| u8::try_from(byte).ok()).unwrap_or(u8::MAX)
     }
 
     /// The reverse of [`Reason::to_byte`]; an unknown byte is [`Reason::Other`].
     #[must_use]
     pub fn from_byte(byte: u8) -> Self {
-        match byte {
-            0 => Self::None,
-            1 => Self::GuestShutdown,
-            2 => Self::GuestReset,
-            3 => Self::GuestPanic,
-            4 => Self::HostSignal,
-            5 => Self::HostQuit,
-            7 => Self::Broken,
-            _ => Self::Other,
-        }
+        REASONS.get(usize::from(byte)).copied().unwrap_or(Self::Other)
+    }
+
+    /// Whether the supervisor itself came to it and had QEMU killed for it: QMP has no later word on that.
+    #[must_use]
+    pub fn is_verdict(self) -> bool {
+        matches!(
+            self,
+            Self::Broken | Self::InternalError | Self::ResetLoop | Self::BootDeadline
+        )
     }
 }
 
@@ -157,20 +182,30 @@ pub enum Cause {
     GuestReset,
     /// The guest's kernel panicked.
     GuestPanic,
+    /// The guest reset itself over and over.
+    ResetLoop,
+    /// The guest was not ready in time.
+    BootDeadline,
+    /// The reset button was pressed where a reset ends the machine.
+    HostReset,
     /// The driver told QEMU to quit, because the guest ignored the power button or a hard stop was asked for.
     Quit,
     /// The driver killed QEMU, which no longer answered.
     Killed,
     /// Something outside Steppe ended QEMU by this signal (0: by one that QEMU turned into an orderly end).
     Signal(i32),
-    /// QEMU ended before the guest was started.
-    NotStarted(WaitStatus),
-    /// QEMU broke its own protocol or fell silent, and was killed.
-    Broken,
+    /// The kernel killed QEMU because its control group's memory limit was reached.
+    OutOfMemory,
+    /// QEMU met an error in executing the guest and stopped it for good.
+    InternalError,
     /// QEMU crashed by this signal.
     Crashed(i32),
     /// QEMU gave up by itself with this status.
     Failed(i32),
+    /// QEMU broke its own protocol or fell silent, and was killed.
+    Broken,
+    /// QEMU ended before the guest was started.
+    NotStarted(WaitStatus),
     /// The shim is gone and left no record: QEMU is dead with it, how is not known.
     ShimLost,
 }
@@ -178,10 +213,14 @@ pub enum Cause {
 /// What Nomad is told about the end of a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
+    /// The cause's word, see [`Cause::name`].
+    pub name: &'static str,
     /// Exit code of the task.
     pub exit_code: i32,
     /// Signal that ended it, 0 if none.
     pub signal: i32,
+    /// Whether the VM's own memory limit ended it.
+    pub oom_killed: bool,
     /// One sentence for the task's events.
     pub sentence: String,
 }
@@ -202,7 +241,14 @@ impl ExitRecord {
         match (self.status, self.reason) {
             (WaitStatus::Unknown, _) => Cause::ShimLost,
             (_, Reason::Broken) => Cause::Broken,
+            // The kernel's kill leaves no event; the driver's own kill may come on top of it.
+            (WaitStatus::Signaled(SIGKILL), Reason::None) if self.oom && self.asked != Asked::Kill => {
+                Cause::OutOfMemory
+            }
             (status, _) if !self.started => Cause::NotStarted(status),
+            (_, Reason::ResetLoop) => Cause::ResetLoop,
+            (_, Reason::BootDeadline) => Cause::BootDeadline,
+            (_, Reason::InternalError) => Cause::InternalError,
             (_, Reason::GuestPanic) => Cause::GuestPanic,
             // isa-debug-exit leaves an odd status. QEMU 7.2 ends without a SHUTDOWN event, later ones say guest-shutdown.
             (WaitStatus::Exited(1), Reason::None) if self.complained => Cause::Failed(1),
@@ -211,6 +257,7 @@ impl ExitRecord {
             }
             (WaitStatus::Exited(_), Reason::GuestShutdown) => Cause::GuestPoweroff,
             (WaitStatus::Exited(_), Reason::GuestReset) => Cause::GuestReset,
+            (WaitStatus::Exited(_), Reason::HostReset) => Cause::HostReset,
             (WaitStatus::Exited(_), Reason::HostQuit) => Cause::Quit,
             (WaitStatus::Exited(_), Reason::HostSignal) => Cause::Signal(0),
             (WaitStatus::Signaled(SIGKILL), _) if self.asked == Asked::Kill => Cause::Killed,
@@ -228,74 +275,172 @@ impl ExitRecord {
 }
 
 impl Cause {
-    /// What Nomad is told about this cause. A forced end is told apart from a clean one by code 137 and signal 9, the
-    /// convention of shells and containers for a killed task.
+    /// One of each, for the table that people read.
+    pub const EXAMPLES: [Self; 18] = [
+        Self::GuestPoweroff,
+        Self::GuestExit(3),
+        Self::GuestReset,
+        Self::GuestPanic,
+        Self::ResetLoop,
+        Self::BootDeadline,
+        Self::HostReset,
+        Self::Quit,
+        Self::Killed,
+        Self::Signal(0),
+        Self::Signal(SIGKILL),
+        Self::OutOfMemory,
+        Self::InternalError,
+        Self::Crashed(11),
+        Self::Failed(2),
+        Self::Broken,
+        Self::NotStarted(WaitStatus::Exited(1)),
+        Self::ShimLost,
+    ];
+
+    /// The cause's word in events, logs and tables.
     #[must_use]
-    pub fn outcome(self, asked: Asked) -> Outcome {
-        let (exit_code, signal, sentence) = match self {
-            Self::GuestPoweroff if asked == Asked::Nothing => {
-                (0, 0, "the guest powered itself off".to_owned())
-            }
-            Self::GuestPoweroff => (0, 0, "the guest powered off after the power button".to_owned()),
-            Self::GuestExit(code) => (
-                i32::from(code),
-                0,
-                format!("the guest's program ended with exit code {code}"),
-            ),
-            Self::GuestReset => (1, 0, "the guest reset itself".to_owned()),
-            Self::GuestPanic => (1, 0, "the guest's kernel panicked".to_owned()),
-            Self::Quit => (
-                128 + SIGKILL,
-                SIGKILL,
-                "the guest did not power off in time and was switched off".to_owned(),
-            ),
-            Self::Killed => (
-                128 + SIGKILL,
-                SIGKILL,
-                "QEMU did not quit in time and was killed".to_owned(),
-            ),
-            Self::Signal(0) => (1, 0, "a signal from outside told QEMU to quit".to_owned()),
-            Self::Signal(signal) => (
-                128 + signal,
-                signal,
-                format!("QEMU was ended from outside by signal {signal}"),
-            ),
-            Self::NotStarted(WaitStatus::Signaled(signal)) => (
-                1,
-                0,
-                format!("QEMU was ended by signal {signal} before the guest was started"),
-            ),
-            Self::NotStarted(WaitStatus::Exited(status)) => (
-                1,
-                0,
-                format!("QEMU ended with status {status} before the guest was started"),
-            ),
-            Self::NotStarted(WaitStatus::Unknown) => {
-                (1, 0, "QEMU ended before the guest was started".to_owned())
-            }
-            Self::Broken => (
-                1,
-                0,
-                "QEMU broke the QMP protocol or fell silent, and was killed".to_owned(),
-            ),
-            Self::Crashed(signal) => (128 + signal, signal, format!("QEMU crashed (signal {signal})")),
-            Self::Failed(status) => (
-                1,
-                0,
-                format!("QEMU gave up with status {status}; its message is in the stderr log"),
-            ),
-            Self::ShimLost => (
-                1,
-                0,
-                "the VM's supervisor was lost, and the VM with it (shim-lost)".to_owned(),
-            ),
-        };
-        Outcome {
-            exit_code,
-            signal,
-            sentence,
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GuestPoweroff => "guest-poweroff",
+            Self::GuestExit(_) => "guest-exit",
+            Self::GuestReset => "guest-reset",
+            Self::GuestPanic => "guest-panic",
+            Self::ResetLoop => "reset-loop",
+            Self::BootDeadline => "boot-deadline",
+            Self::HostReset => "host-reset",
+            Self::Quit => "quit",
+            Self::Killed => "killed",
+            Self::Signal(_) => "signal",
+            Self::OutOfMemory => "out-of-memory",
+            Self::InternalError => "internal-error",
+            Self::Crashed(_) => "qemu-crash",
+            Self::Failed(_) => "qemu-failed",
+            Self::Broken => "qmp-broken",
+            Self::NotStarted(_) => "not-started",
+            Self::ShimLost => "shim-lost",
         }
     }
+
+    /// What Nomad is told about this cause. A forced end is told apart from a clean one by 128 and the signal's number,
+    /// the convention of shells and containers for a killed task.
+    #[must_use]
+    pub fn outcome(self, asked: Asked) -> Outcome {
+        let (exit_code, signal) = match self {
+            Self::GuestPoweroff => (0, 0),
+            Self::GuestExit(code) => (i32::from(code), 0),
+            Self::Quit | Self::Killed | Self::OutOfMemory => (128 + SIGKILL, SIGKILL),
+            // wait(2) has seven bits for it; a record that says more was written by nobody of ours.
+            Self::Signal(signal @ 1..=127) | Self::Crashed(signal @ 1..=127) => (128 + signal, signal),
+            _ => (1, 0),
+        };
+        Outcome {
+            name: self.name(),
+            exit_code,
+            signal,
+            oom_killed: self == Self::OutOfMemory,
+            sentence: self.sentence(asked),
+        }
+    }
+
+    fn sentence(self, asked: Asked) -> String {
+        let fixed = match self {
+            Self::GuestPoweroff if asked == Asked::Nothing => "the guest powered itself off",
+            Self::GuestPoweroff => "the guest powered off after the power button",
+            Self::GuestReset => "the guest reset itself, and the job says reboot = \"shutdown\"",
+            Self::GuestPanic => "the guest's kernel panicked",
+            Self::ResetLoop => "the guest reset itself over and over and was killed",
+            Self::BootDeadline => "the guest was not ready within ready_timeout and was killed",
+            Self::HostReset => "the reset button was pressed, and the job says reboot = \"shutdown\"",
+            Self::Quit => "the guest did not power off in time and was switched off",
+            Self::Killed => "QEMU did not quit in time and was killed",
+            Self::Signal(0) => "a signal from outside told QEMU to quit",
+            Self::OutOfMemory => {
+                "QEMU needed more than the VM's memory limit and was killed by the kernel; raise resources.memory"
+            }
+            Self::InternalError => "QEMU could not go on executing the guest (internal error) and was killed",
+            Self::Broken => "QEMU broke the QMP protocol or fell silent, and was killed",
+            Self::NotStarted(WaitStatus::Unknown) => "QEMU ended before the guest was started",
+            Self::ShimLost => "the VM's supervisor was lost, and the VM with it (shim-lost)",
+            Self::GuestExit(code) => return format!("the guest's program ended with exit code {code}"),
+            Self::Signal(signal) => return format!("QEMU was ended from outside by signal {signal}"),
+            Self::NotStarted(WaitStatus::Signaled(signal)) => {
+                return format!("QEMU was ended by signal {signal} before the guest was started");
+            }
+            Self::NotStarted(WaitStatus::Exited(status)) => {
+                return format!("QEMU ended with status {status} before the guest was started");
+            }
+            Self::Crashed(signal) => return format!("QEMU crashed (signal {signal})"),
+            Self::Failed(status) => {
+                return format!("QEMU gave up with status {status}; its message is in the stderr log");
+            }
+        };
+        fixed.to_owned()
+    }
+}
+
+/// All causes as a Markdown table: what `nomad alloc status` shows for each.
+#[must_use]
+pub fn reference() -> String {
+    let mut text =
+        String::from("| cause | exit code | signal | OOM killed | event |\n|---|---|---|---|---|\n");
+    for cause in Cause::EXAMPLES {
+        let Outcome {
+            name,
+            exit_code,
+            signal,
+            oom_killed,
+            sentence,
+        } = cause.outcome(Asked::Nothing);
+        let exit_code = match cause {
+            Cause::GuestExit(_) => "the program's, 0 to 127".to_owned(),
+            Cause::Signal(1..) | Cause::Crashed(_) => "128 + signal".to_owned(),
+            _ => exit_code.to_string(),
+        };
+        let signal = match (cause, signal) {
+            (Cause::Signal(1..) | Cause::Crashed(_), _) => "the signal".to_owned(),
+            (_, 0) => String::new(),
+            (_, signal) => signal.to_string(),
+        };
+        let oom = if oom_killed { "yes" } else { "" };
+        text.push_str(&format!(
+            "| `{name}` | {exit_code} | {signal} | {oom} | {sentence} |\n"
+        ));
+    }
+    text
+}
+
+/// Most lines of a console that an event shows.
+const LAST_LINES: usize = 3;
+
+/// Most characters of a line that an event shows.
+const LAST_LINE_CHARS: usize = 120;
+
+/// The last lines of a console or a message log, fit for one line of an event: the last few that aren't empty, joined by
+/// " | ", without control characters. Empty where there are none. The bytes may be anything.
+#[must_use]
+pub fn last_lines(tail: &[u8]) -> String {
+    let text = String::from_utf8_lossy(tail);
+    let clean = |line: &str| -> String {
+        let mut kept: String = line
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(LAST_LINE_CHARS + 1)
+            .collect();
+        if kept.chars().count() > LAST_LINE_CHARS {
+            kept.pop();
+            kept.push('…');
+        }
+        kept.trim().to_owned()
+    };
+    let mut lines: Vec<String> = text
+        .lines()
+        .rev()
+        .map(clean)
+        .filter(|line| !line.is_empty())
+        .take(LAST_LINES)
+        .collect();
+    lines.reverse();
+    lines.join(" | ")
 }
 
 #[cfg(test)]
@@ -310,6 +455,7 @@ mod tests {
             reason,
             complained: false,
             asked,
+            oom: false,
             ended_at_unix_ns: 1,
         }
     }
@@ -351,6 +497,22 @@ mod tests {
             (Signaled(9), Reason::None, Asked::PowerButton, C::Signal(9), 137),
             (Signaled(11), Reason::None, Asked::Nothing, C::Crashed(11), 139),
             (Signaled(9), Reason::Broken, Asked::Nothing, C::Broken, 1),
+            (Signaled(9), Reason::ResetLoop, Asked::Nothing, C::ResetLoop, 1),
+            (
+                Signaled(9),
+                Reason::BootDeadline,
+                Asked::Nothing,
+                C::BootDeadline,
+                1,
+            ),
+            (
+                Signaled(9),
+                Reason::InternalError,
+                Asked::Nothing,
+                C::InternalError,
+                1,
+            ),
+            (Exited(0), Reason::HostReset, Asked::Nothing, C::HostReset, 1),
             (Signaled(15), Reason::None, Asked::Nothing, C::Signal(15), 143),
             (Exited(2), Reason::None, Asked::Nothing, C::Failed(2), 1),
             (Exited(0), Reason::Other, Asked::Nothing, C::Failed(0), 1),
@@ -371,17 +533,55 @@ mod tests {
             ..record(Exited(1), Reason::None, Asked::Nothing)
         };
         assert_eq!(fatal.cause(), C::Failed(1));
+        let oom = |asked| ExitRecord {
+            oom: true,
+            ..record(Signaled(9), Reason::None, asked)
+        };
+        assert_eq!(oom(Asked::PowerButton).cause(), C::OutOfMemory);
+        assert!(oom(Asked::Nothing).outcome().oom_killed);
+        assert_eq!(oom(Asked::Kill).cause(), C::Killed);
+    }
+
+    #[test]
+    fn the_table_has_every_cause() {
+        let table = reference();
+        // A cause without a row would have to be added to the examples: one name per variant of the enum.
+        let names: std::collections::BTreeSet<_> = Cause::EXAMPLES.iter().map(|cause| cause.name()).collect();
+        assert_eq!(names.len(), 17);
+        for name in names {
+            assert!(table.contains(&format!("| `{name}` |")), "{table}");
+        }
+    }
+
+    #[test]
+    fn fixtures_of_each_version_are_read() {
+        let old: ExitRecord = serde_json::from_str(include_str!("fixtures/exit.v1.json")).unwrap();
+        assert_eq!((old.version, old.cause()), (1, Cause::Signal(9)));
+        let new: ExitRecord = serde_json::from_str(include_str!("fixtures/exit.v2.json")).unwrap();
+        assert_eq!((new.version, new.cause()), (2, Cause::OutOfMemory));
+    }
+
+    #[test]
+    fn last_lines_fit_an_event() {
+        assert_eq!(last_lines(b""), "");
+        assert_eq!(last_lines(b"a\r\nb\r\n\r\nc\td\x1b[0m\r\ne"), "b | c d [0m | e");
+        assert_eq!(last_lines(b"\xff\xfe\x00\n"), "\u{fffd}\u{fffd}");
+        assert_eq!(
+            last_lines("é".repeat(500).as_bytes()).chars().count(),
+            LAST_LINE_CHARS + 1
+        );
     }
 
     #[test]
     fn bytes_go_there_and_back() {
-        for byte in 0..=7 {
+        for byte in 0..=11 {
             assert_eq!(Reason::from_byte(byte).to_byte(), byte);
         }
         for byte in 0..=3 {
             assert_eq!(Asked::from_byte(byte).to_byte(), byte);
         }
         assert_eq!(Reason::from_qmp("host-qmp-quit"), Reason::HostQuit);
+        assert_eq!(Reason::from_byte(12), Reason::Other);
         assert_eq!(Reason::from_qmp("invented-later"), Reason::Other);
     }
 }

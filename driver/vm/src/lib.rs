@@ -5,7 +5,10 @@
 //! * [`spec`]: what a task asks for, and the check that turns it into a [`Vm`];
 //! * [`vm`]: the checked machine;
 //! * [`plan`]: what the shim is told to do, exactly;
+//! * [`memory`]: what a VM needs on its host beside its guest's memory;
 //! * [`record`]: what is written down about a task before anything is done for it;
+//! * [`undo`]: what must be done to take back what a record names;
+//! * [`reap`]: what becomes of tasks that nobody asks about;
 //! * [`control`]: what the plugin and the shim say to each other;
 //! * [`exit`]: how a VM ended, and what that means to Nomad;
 //! * [`error`]: an error and its causes on one line.
@@ -13,8 +16,12 @@
 pub mod spec;
 pub mod vm;
 
+pub mod memory;
 pub mod plan;
+
+pub mod reap;
 pub mod record;
+pub mod undo;
 
 pub mod control;
 pub mod exit;

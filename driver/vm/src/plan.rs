@@ -8,8 +8,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Version written into new plans. A reader refuses any other until an older one exists.
-pub const PLAN_VERSION: u32 = 1;
+/// Version written into new plans. Version 2 added [`LaunchPlan::ready`].
+pub const PLAN_VERSION: u32 = 2;
+
+/// Oldest version that is read.
+pub const PLAN_VERSION_MIN: u32 = 1;
 
 /// Everything needed to start one hypervisor process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +36,19 @@ pub struct LaunchPlan {
     pub uid: u32,
     /// Group id of the program; it has no supplementary groups.
     pub gid: u32,
+    /// What the guest must show to count as ready; nothing where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<Ready>,
+}
+
+/// What the guest must show on its console, and by when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    /// The text, within one line.
+    pub pattern: String,
+    /// Milliseconds from the guest's first instruction.
+    pub timeout_ms: u64,
 }
 
 /// How a machine begins.
@@ -118,7 +134,10 @@ pub enum PlanError {
     #[error("the launch plan is not readable")]
     Syntax(#[source] serde_json::Error),
     /// Another release wrote it.
-    #[error("the launch plan has version {0}, this program reads version {PLAN_VERSION}")]
+    #[error(
+        "the launch plan has version {0}, this program reads versions {PLAN_VERSION_MIN} to {PLAN_VERSION}: install plugin \
+         and shim of the same release"
+    )]
     Version(u32),
     /// A descriptor number is used twice, is below 3 or above [`DESCRIPTOR_NUMBER_MAX`].
     #[error("the launch plan gives descriptor {0} twice or outside 3 to {DESCRIPTOR_NUMBER_MAX}")]
@@ -145,7 +164,7 @@ impl LaunchPlan {
             version: u32,
         }
         let Version { version } = serde_json::from_slice(text).map_err(PlanError::Syntax)?;
-        if version != PLAN_VERSION {
+        if !(PLAN_VERSION_MIN..=PLAN_VERSION).contains(&version) {
             return Err(PlanError::Version(version));
         }
         let plan: Self = serde_json::from_slice(text).map_err(PlanError::Syntax)?;
@@ -203,6 +222,13 @@ impl fmt::Display for LaunchPlan {
                     writeln!(f, "{access:?} {} beneath {}", path.display(), beneath.display())?;
                 }
             }
+        }
+        if let Some(ready) = &self.ready {
+            writeln!(
+                f,
+                "ready: console shows {:?} within {} ms",
+                ready.pattern, ready.timeout_ms
+            )?;
         }
         Ok(())
     }

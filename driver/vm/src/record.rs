@@ -1,19 +1,29 @@
 //! What is written down about a task before anything is done for it?
 //!
-//! One file per task: JSON lines, the first the [`Header`], each further one a [`Step`] that is named *before* it is
-//! done. Lines are only ever appended, so a crash can at worst cut the last one short, and a step whose line was cut was
-//! never begun. Everything the undo needs is in the lines; nothing is recomputed.
+//! One file per task: JSON lines, the first the [`Header`], each further one an [`Entry`]: a [`Step`] that is named
+//! *before* it is done, and when. The number of its line is the step's number. Lines are only ever appended, so a crash
+//! can at worst cut the last one short, and a step whose line was cut was never begun. Everything the undo needs is in
+//! the lines; nothing is recomputed.
+//!
+//! Version 2 added the times, the memory limit, and the steps from [`Step::Stop`] on; version 1 is read as well.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Version written into new records.
-pub const RECORD_VERSION: u32 = 1;
+pub const RECORD_VERSION: u32 = 2;
+
+/// Oldest version that is read.
+pub const RECORD_VERSION_MIN: u32 = 1;
 
 /// Largest record that is read, in bytes: a header and a dozen steps take about 2 KiB.
 pub const RECORD_MAX_BYTES: u64 = 256 * 1024;
+
+/// Size in bytes from which on nothing is appended that an undo doesn't need: a VM that is recovered every minute for a
+/// week must not outgrow [`RECORD_MAX_BYTES`].
+pub const RECORD_FULL_BYTES: u64 = 64 * 1024;
 
 /// First line of a record: whose it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +48,18 @@ pub struct Header {
     pub created_at_unix_ns: u64,
 }
 
-/// A step of a start, named before it is done.
+/// A step and when it was named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When, in nanoseconds since 1970 (UTC); 0 in records of version 1.
+    #[serde(default)]
+    pub at_unix_ns: u64,
+    /// The step.
+    #[serde(flatten)]
+    pub step: Step,
+}
+
+/// A step of a task's life, named before it is done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Step {
@@ -56,6 +77,9 @@ pub enum Step {
     Cgroups {
         /// Leaf directories in the order they are made.
         leaves: Vec<PathBuf>,
+        /// Memory limit of QEMU's leaf in bytes; none in records of version 1.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        memory_bytes: Option<u64>,
     },
     /// The launch plan is written and the shim is started.
     Shim,
@@ -64,8 +88,52 @@ pub enum Step {
         /// When, in nanoseconds since 1970 (UTC).
         started_at_unix_ns: u64,
     },
+    /// The VM is stopped.
+    Stop {
+        /// The signal that Nomad named, may be empty.
+        signal: String,
+    },
+    /// A later process of the plugin found the VM again.
+    Recover {
+        /// That process's id.
+        plugin_pid: u32,
+    },
     /// Everything is taken back, newest first.
     Undo,
+    /// A step of the undo failed; the others were done all the same, and this one is tried again.
+    UndoFailed {
+        /// Which.
+        what: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Step {
+    /// The step's word in the record.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Uids { .. } => "uids",
+            Self::RunDirectory { .. } => "run-directory",
+            Self::Cgroups { .. } => "cgroups",
+            Self::Shim => "shim",
+            Self::Running { .. } => "running",
+            Self::Stop { .. } => "stop",
+            Self::Recover { .. } => "recover",
+            Self::Undo => "undo",
+            Self::UndoFailed { .. } => "undo-failed",
+        }
+    }
+
+    /// Whether an undo can do without it: it only tells the task's history.
+    #[must_use]
+    pub fn is_history(&self) -> bool {
+        matches!(
+            self,
+            Self::Stop { .. } | Self::Recover { .. } | Self::UndoFailed { .. }
+        )
+    }
 }
 
 /// A record as read back.
@@ -74,7 +142,7 @@ pub struct Record {
     /// Whose it is.
     pub header: Header,
     /// Steps in the order they were named.
-    pub steps: Vec<Step>,
+    pub entries: Vec<Entry>,
 }
 
 /// Why a record cannot be used.
@@ -96,7 +164,10 @@ pub enum RecordError {
         source: serde_json::Error,
     },
     /// Another release wrote it.
-    #[error("the record has version {0}, this release reads version {RECORD_VERSION}")]
+    #[error(
+        "the record has version {0}, this release reads versions {RECORD_VERSION_MIN} to {RECORD_VERSION}: install the \
+         release that wrote it again"
+    )]
     Version(u32),
 }
 
@@ -117,23 +188,27 @@ impl Record {
             .filter(|line| !line.is_empty())
             .ok_or(RecordError::Empty)?;
         let Version { version } = serde_json::from_str(first).map_err(RecordError::Header)?;
-        if version != RECORD_VERSION {
+        if !(RECORD_VERSION_MIN..=RECORD_VERSION).contains(&version) {
             return Err(RecordError::Version(version));
         }
         let header = serde_json::from_str(first).map_err(RecordError::Header)?;
-        let steps = lines
+        let entries = lines
             .enumerate()
             .map(|(n, line)| {
                 serde_json::from_str(line).map_err(|source| RecordError::Step { line: n + 2, source })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { header, steps })
+        Ok(Self { header, entries })
+    }
+
+    fn steps(&self) -> impl DoubleEndedIterator<Item = &Step> {
+        self.entries.iter().map(|entry| &entry.step)
     }
 
     /// QEMU's user id, once it was named. The last one named counts: an earlier one turned out to be taken.
     #[must_use]
     pub fn uid(&self) -> Option<u32> {
-        self.steps.iter().rev().find_map(|step| match step {
+        self.steps().rev().find_map(|step| match step {
             Step::Uids { uid } => Some(*uid),
             _ => None,
         })
@@ -142,10 +217,9 @@ impl Record {
     /// The control group leaves, once they were named.
     #[must_use]
     pub fn leaves(&self) -> &[PathBuf] {
-        self.steps
-            .iter()
+        self.steps()
             .find_map(|step| match step {
-                Step::Cgroups { leaves } => Some(leaves.as_slice()),
+                Step::Cgroups { leaves, .. } => Some(leaves.as_slice()),
                 _ => None,
             })
             .unwrap_or_default()
@@ -154,8 +228,34 @@ impl Record {
     /// When the guest was told to run, if it was.
     #[must_use]
     pub fn started_at_unix_ns(&self) -> Option<u64> {
-        self.steps.iter().find_map(|step| match step {
+        self.steps().find_map(|step| match step {
             Step::Running { started_at_unix_ns } => Some(*started_at_unix_ns),
+            _ => None,
+        })
+    }
+}
+
+impl Record {
+    /// The directory of the task's sockets, once it was named.
+    #[must_use]
+    pub fn run_directory(&self) -> Option<&Path> {
+        self.steps().find_map(|step| match step {
+            Step::RunDirectory { path } => Some(path.as_path()),
+            _ => None,
+        })
+    }
+
+    /// Whether taking everything back was begun.
+    #[must_use]
+    pub fn undo_begun(&self) -> bool {
+        self.steps().any(|step| *step == Step::Undo)
+    }
+
+    /// The last step of the undo that failed, and why.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<(&str, &str)> {
+        self.steps().rev().find_map(|step| match step {
+            Step::UndoFailed { what, reason } => Some((what.as_str(), reason.as_str())),
             _ => None,
         })
     }
@@ -223,45 +323,81 @@ mod tests {
         }
     }
 
-    #[test]
-    fn lines_come_back() {
-        let steps = vec![
+    fn entry(step: Step) -> Entry {
+        Entry { at_unix_ns: 3, step }
+    }
+
+    fn life() -> Vec<Step> {
+        vec![
             Step::Uids { uid: 1_900_000_000 },
             Step::RunDirectory {
                 path: "/run/steppe/i/k".into(),
             },
             Step::Cgroups {
                 leaves: vec!["/sys/fs/cgroup/memory/nomad/a.vm/vm".into()],
+                memory_bytes: Some(1 << 30),
             },
             Step::Shim,
             Step::Running {
                 started_at_unix_ns: 7,
             },
+            Step::Recover { plugin_pid: 9 },
+            Step::Stop {
+                signal: "SIGTERM".into(),
+            },
             Step::Undo,
-        ];
+            Step::UndoFailed {
+                what: "remove-cgroups".into(),
+                reason: "busy".into(),
+            },
+        ]
+    }
+
+    #[test]
+    fn lines_come_back() {
+        let entries: Vec<Entry> = life().into_iter().map(entry).collect();
         let mut text = line(&header());
-        for step in &steps {
-            text.push_str(&line(step));
+        for entry in &entries {
+            text.push_str(&line(entry));
+            assert!(line(entry).contains(&format!("\"step\":\"{}\"", entry.step.name())));
         }
         let record = Record::parse(&text).unwrap();
         assert_eq!(
             record,
             Record {
                 header: header(),
-                steps
+                entries
             }
         );
         assert_eq!(record.uid(), Some(1_900_000_000));
         assert_eq!(record.started_at_unix_ns(), Some(7));
         assert_eq!(record.leaves().len(), 1);
+        assert_eq!(record.run_directory(), Some(Path::new("/run/steppe/i/k")));
+        assert!(record.undo_begun());
+        assert_eq!(record.last_failure(), Some(("remove-cgroups", "busy")));
+    }
+
+    /// Files as each version wrote them: what is on hosts today is read tomorrow.
+    #[test]
+    fn fixtures_of_each_version_are_read() {
+        let old = Record::parse(include_str!("fixtures/record.v1")).unwrap();
+        assert_eq!((old.header.version, old.uid()), (1, Some(1_900_011_482)));
+        assert_eq!(old.leaves().len(), 6);
+        assert!(old.started_at_unix_ns().is_some() && !old.undo_begun());
+        assert!(old.entries.iter().all(|entry| entry.at_unix_ns == 0));
+        let new = Record::parse(include_str!("fixtures/record.v2")).unwrap();
+        assert_eq!((new.header.version, new.entries.len()), (2, life().len()));
+        for (entry, step) in new.entries.iter().zip(life()) {
+            assert_eq!(entry.step.name(), step.name());
+        }
     }
 
     #[test]
     fn a_cut_last_line_was_never_begun() {
-        let whole = line(&header()) + &line(&Step::Uids { uid: 5 });
+        let whole = line(&header()) + &line(&entry(Step::Uids { uid: 5 }));
         for end in line(&header()).len()..whole.len() {
             let record = Record::parse(&whole[..end]).unwrap();
-            assert_eq!(record.steps, [], "cut at {end}");
+            assert_eq!(record.entries, [], "cut at {end}");
         }
         for end in 0..line(&header()).len() {
             assert!(
@@ -273,8 +409,10 @@ mod tests {
 
     #[test]
     fn other_versions_and_garbage_are_refused() {
-        let newer = line(&header()).replacen("\"version\":1", "\"version\":2", 1);
-        assert!(matches!(Record::parse(&newer), Err(RecordError::Version(2))));
+        for other in [0, 3] {
+            let text = line(&header()).replacen("\"version\":2", &format!("\"version\":{other}"), 1);
+            assert!(matches!(Record::parse(&text), Err(RecordError::Version(version)) if version == other));
+        }
         assert!(matches!(Record::parse("garbage\n"), Err(RecordError::Header(_))));
         assert!(matches!(
             Record::parse(&(line(&header()) + "garbage\n")),

@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use crate::vm::{
-    Accelerator, Disk, DiskFormat, FileName, FileRoot, Forward, Machine, Mib, Nic, Protocol, Vm,
+    Accelerator, Disk, DiskFormat, FileName, FileRoot, Forward, Machine, Mib, Nic, Protocol, Ready, Reboot,
+    Vm,
 };
 
 /// Smallest guest memory accepted: Debian's kernels were seen to need 64 MiB and more to reach user space.
@@ -38,6 +40,17 @@ pub const VCPUS_MAX: usize = 288;
 /// Longest path a job may name, in bytes.
 pub const PATH_MAX_BYTES: usize = 1024;
 
+/// Longest text that a console may be watched for, in bytes.
+pub const READY_PATTERN_MAX_BYTES: usize = 256;
+
+/// How long a guest may take to be ready where the job doesn't say.
+pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bounds of what the job may say. Nomad can't cancel a start that is under way, so it must end by itself.
+pub const READY_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// See [`READY_TIMEOUT_MIN`].
+pub const READY_TIMEOUT_MAX: Duration = Duration::from_secs(300);
+
 /// The one network that exists without netd.
 pub const USER_NETWORK: &str = "user";
 
@@ -58,6 +71,14 @@ pub struct Spec {
     pub disks: Vec<DiskSpec>,
     /// `network` blocks in order.
     pub networks: Vec<NetworkSpec>,
+    /// `reboot`; absent means `reset`.
+    pub reboot: Option<String>,
+    /// `ready`; absent means `none`.
+    pub ready: Option<String>,
+    /// `ready_pattern`.
+    pub ready_pattern: Option<String>,
+    /// `ready_timeout`; absent means [`READY_TIMEOUT`].
+    pub ready_timeout: Option<String>,
 }
 
 /// A `disk` block.
@@ -263,6 +284,12 @@ pub enum SpecError {
         /// The number.
         port: i64,
     },
+    /// A key that only `ready = "console"` has use for.
+    #[error("{0} is given without ready = \"console\": add that, or leave {0} out")]
+    WithoutReady(&'static str),
+    /// A deadline out of bounds, or not a duration.
+    #[error("ready_timeout = {0:?} is not a duration of 1 s to 5 min: write one such as \"90s\"")]
+    ReadyTimeout(String),
     /// `port_map` names a port that `ports` doesn't list.
     #[error("port_map names {0:?}, which is not in ports: list it there too")]
     PortMap(String),
@@ -312,6 +339,12 @@ pub fn check(spec: &Spec, allocated: &Allocated, host: &Host) -> Result<Checked,
     }
     let disks = disks(&spec.disks)?;
     let nics = nics(&spec.networks, &allocated.ports, host)?;
+    let reboot = match spec.reboot.as_deref() {
+        None | Some("" | "reset") => Reboot::Reset,
+        Some("shutdown") => Reboot::Shutdown,
+        Some(other) => return Err(word("reboot", other, "\"reset\" or \"shutdown\"")),
+    };
+    let ready = ready(spec)?;
     let vm = Vm {
         machine,
         accelerator,
@@ -322,6 +355,8 @@ pub fn check(spec: &Spec, allocated: &Allocated, host: &Host) -> Result<Checked,
         cmdline,
         disks,
         nics,
+        reboot,
+        ready,
     };
     Ok(Checked { vm, notices })
 }
@@ -459,6 +494,50 @@ fn cmdline(asked: &str, accelerator: Accelerator) -> Result<String, SpecError> {
         });
     }
     Ok(line)
+}
+
+fn ready(spec: &Spec) -> Result<Option<Ready>, SpecError> {
+    let given = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+    match spec.ready.as_deref() {
+        None | Some("" | "none") => {
+            let unused = [
+                ("ready_pattern", given(&spec.ready_pattern)),
+                ("ready_timeout", given(&spec.ready_timeout)),
+            ];
+            return match unused.iter().find(|(_, given)| *given) {
+                Some((key, _)) => Err(SpecError::WithoutReady(key)),
+                None => Ok(None),
+            };
+        }
+        Some("console") => {}
+        Some(other) => return Err(word("ready", other, "\"none\" or \"console\"")),
+    }
+    let pattern = spec.ready_pattern.as_deref().unwrap_or_default();
+    if pattern.is_empty() {
+        return Err(SpecError::Empty {
+            key: "ready_pattern".to_owned(),
+            remedy: "give the text that the console shows when the guest is ready, such as \"login:\"",
+        });
+    }
+    plain("ready_pattern", pattern)?;
+    if pattern.len() > READY_PATTERN_MAX_BYTES {
+        return Err(SpecError::TooLong {
+            key: "ready_pattern".to_owned(),
+            length: pattern.len(),
+            limit: READY_PATTERN_MAX_BYTES,
+        });
+    }
+    let timeout = match spec.ready_timeout.as_deref() {
+        None | Some("") => READY_TIMEOUT,
+        Some(text) => humantime::parse_duration(text)
+            .ok()
+            .filter(|timeout| (READY_TIMEOUT_MIN..=READY_TIMEOUT_MAX).contains(timeout))
+            .ok_or_else(|| SpecError::ReadyTimeout(clip(text)))?,
+    };
+    Ok(Some(Ready {
+        pattern: pattern.to_owned(),
+        timeout,
+    }))
 }
 
 fn disks(specs: &[DiskSpec]) -> Result<Vec<Disk>, SpecError> {

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 /// Memory of a guest, in MiB (2^20 bytes).
 pub type Mib = u32;
@@ -29,6 +30,28 @@ pub struct Vm {
     pub disks: Vec<Disk>,
     /// Network interfaces in the order the guest sees them (eth0, eth1, …).
     pub nics: Vec<Nic>,
+    /// What a reset of the guest does.
+    pub reboot: Reboot,
+    /// What the start waits for; nothing where it is absent.
+    pub ready: Option<Ready>,
+}
+
+/// What happens when the guest resets itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reboot {
+    /// The machine starts again in place: same process, same task.
+    Reset,
+    /// The VM ends, and Nomad's restart policy says what follows.
+    Shutdown,
+}
+
+/// When a guest counts as ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ready {
+    /// Once its console has shown this text, within one line.
+    pub pattern: String,
+    /// It must have by then, counted from the guest's first instruction.
+    pub timeout: Duration,
 }
 
 /// The machine profile: which board the hypervisor emulates.

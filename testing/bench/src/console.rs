@@ -50,6 +50,7 @@ pub(crate) fn measure(bench: &Bench, bytes: usize, report: &mut Report) -> Resul
         limits: Limits::default(),
         uid: UID,
         gid: UID,
+        ready: None,
     };
     let path = bench.agents.join("console-plan.json");
     let failed = |what: &str| {

@@ -1,6 +1,7 @@
 //! What has a process used so far?
 
 use std::fs;
+use std::time::Duration;
 
 /// CPU time in nanoseconds of all threads that a process has now; 0 if it is gone.
 pub(crate) fn cpu_ns(pid: u32) -> u64 {
@@ -13,6 +14,23 @@ pub(crate) fn cpu_ns(pid: u32) -> u64 {
         .filter_map(of_thread)
         .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
         .sum()
+}
+
+/// How long ago a process was started, to a hundredth of a second and rather more than less; `None` if it is gone.
+pub(crate) fn age(pid: u32) -> Option<Duration> {
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    let uptime: f64 = uptime.split(' ').next()?.parse().ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Field 22 of proc(5), counted after the name's last bracket, which ends field 2.
+    let ticks: f64 = stat
+        .rsplit_once(')')?
+        .1
+        .split_ascii_whitespace()
+        .nth(22 - 3)?
+        .parse()
+        .ok()?;
+    let age = uptime - ticks / rustix::param::clock_ticks_per_second() as f64;
+    Duration::try_from_secs_f64(age).ok()
 }
 
 /// Memory in KiB that is a process's alone: its unique set size.

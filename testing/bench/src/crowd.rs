@@ -1,11 +1,12 @@
-//! What does each of many machines cost while it does nothing?
+//! What does each of many machines cost while it does nothing, and when the plugin dies?
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
 use crate::cost::{self, uss_kib};
 use crate::figures::{Report, Samples};
+use crate::log::unix_ns;
 use crate::nomad::{Task, until};
 use crate::one::{self, Driver};
 use crate::{Bench, BenchError, say};
@@ -54,6 +55,62 @@ fn all_gone(bench: &Bench, job: &str, qemus: &[u32]) -> Result<(), BenchError> {
     Ok(())
 }
 
+/// Kills the plugin and waits until its successor has every machine again.
+///
+/// The time counts from the new process's start, which is before its handshake. Its CPU time is all it used until then, its
+/// own beginning included.
+fn recovery(bench: &Bench, plugin: u32, count: usize, report: &mut Report) -> Result<(), BenchError> {
+    let log = bench.agents.join("driver/log/plugin.log");
+    let recovered = || -> Vec<u64> {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let lines = text.lines().filter(|line| line.contains("a VM is found again"));
+        let times = lines.filter_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            unix_ns(line["@timestamp"].as_str()?)
+        });
+        times.collect()
+    };
+    let before = recovered().len();
+    let pid = i32::try_from(plugin)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    let killed = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+    if killed != Some(Ok(())) {
+        return Err(BenchError::Task("the plugin can't be killed".to_owned()));
+    }
+    let deadline = Instant::now() + LIMIT;
+    let successor = loop {
+        match one::plugin(bench) {
+            Ok(new) if new != plugin => break new,
+            _ if Instant::now() > deadline => return Err(BenchError::Late("a new plugin".to_owned())),
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    let age = cost::age(successor).unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let began = now.saturating_sub(age);
+    until("the recovery of every machine", LIMIT, || {
+        Ok((recovered().len() >= before + count).then_some(()))
+    })?;
+    let cpu_ms = cost::cpu_ns(successor) as f64 / 1e6;
+    let last = Duration::from_nanos(recovered().into_iter().max().unwrap_or_default());
+    report.add(
+        "recovery of all machines after the plugin's death",
+        last.saturating_sub(began).as_secs_f64(),
+        "s",
+        Some(1.0),
+        0.0,
+    );
+    report.add(
+        "CPU time of one recovery, the new plugin's beginning included",
+        cpu_ms / count as f64,
+        "ms",
+        Some(20.0),
+        0.0,
+    );
+    Ok(())
+}
+
 pub(crate) fn measure(bench: &Bench, count: usize, report: &mut Report) -> Result<(), BenchError> {
     let plugin = one::plugin(bench)?;
     let before = uss_kib(plugin);
@@ -85,6 +142,7 @@ pub(crate) fn measure(bench: &Bench, count: usize, report: &mut Report) -> Resul
     let mut shim = Samples::default();
     by_task.values().for_each(|kib| shim.push(*kib as f64 / 1024.0));
     let growth = uss_kib(plugin).saturating_sub(before) as f64 / count as f64;
+    recovery(bench, plugin, count, report)?;
     all_gone(bench, "crowd", &qemus)?;
 
     let rivals = RIVALS.min(count);

@@ -38,7 +38,7 @@ pub(crate) fn prestart_end_unix_ns(log: &Path, allocation: &str) -> Result<u64, 
 }
 
 /// Reads RFC 3339, such as `2026-11-21T14:52:44.013123456+01:00`.
-fn unix_ns(text: &str) -> Option<u64> {
+pub(crate) fn unix_ns(text: &str) -> Option<u64> {
     let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
     let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);

@@ -14,7 +14,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("go-plugin", &[]),
     ("steppe-vm", &[]),
     ("steppe-qemu", &["steppe-vm"]),
-    ("microvm-shim", &["steppe-vm", "steppe-qemu"]),
+    ("steppe-points", &[]),
+    ("microvm-shim", &["steppe-vm", "steppe-qemu", "steppe-points"]),
     (
         "nomad-driver-microvm",
         &[
@@ -23,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "go-plugin",
             "nomad-proto",
             "steppe-image",
+            "steppe-points",
         ],
     ),
 ];

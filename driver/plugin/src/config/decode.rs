@@ -54,6 +54,10 @@ pub(crate) fn task(msgpack: &[u8]) -> Result<Spec, DecodeError> {
         accelerator: raw.accelerator,
         disks: disks.collect(),
         networks: networks.collect(),
+        reboot: raw.reboot,
+        ready: raw.ready,
+        ready_pattern: raw.ready_pattern,
+        ready_timeout: raw.ready_timeout,
     })
 }
 
@@ -67,6 +71,10 @@ struct RawTask {
     accelerator: Option<String>,
     disk: Option<Vec<RawDisk>>,
     network: Option<Vec<RawNetwork>>,
+    reboot: Option<String>,
+    ready: Option<String>,
+    ready_pattern: Option<String>,
+    ready_timeout: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

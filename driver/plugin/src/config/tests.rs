@@ -53,6 +53,10 @@ fn tables_and_decoder_have_the_same_defaults() {
         default("vm_uids"),
         format!("{}-{}", options.vm_uids.start(), options.vm_uids.end())
     );
+    assert_eq!(
+        humantime::parse_duration(default("orphan_grace")).unwrap(),
+        options.orphan_grace
+    );
     assert_eq!(default("enabled"), options.enabled.to_string());
     assert_eq!(default("user_network"), options.user_network.to_string());
 }

@@ -27,6 +27,12 @@ pub(crate) enum CgroupError {
         #[source]
         source: io::Error,
     },
+    #[error("memory limit {path} can't be set")]
+    Limit {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("control group {path} can't be read")]
     Read {
         path: PathBuf,
@@ -75,8 +81,8 @@ pub(crate) fn is_vm(leaf: &Path) -> bool {
     leaf.file_name().is_some_and(|name| name == "vm")
 }
 
-/// Makes the leaves; those that are there stay.
-pub(crate) fn make(leaves: &[PathBuf]) -> Result<(), CgroupError> {
+/// Makes the leaves, those that are there stay, and limits QEMU's memory.
+pub(crate) fn make(leaves: &[PathBuf], memory_bytes: u64) -> Result<(), CgroupError> {
     for leaf in leaves {
         match std::fs::create_dir(leaf) {
             Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
@@ -86,6 +92,20 @@ pub(crate) fn make(leaves: &[PathBuf]) -> Result<(), CgroupError> {
                 });
             }
             _ => {}
+        }
+        if is_vm(leaf) {
+            limit_memory(leaf, memory_bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Version 1 and version 2 have different files, and only the memory controller's group has either.
+fn limit_memory(leaf: &Path, bytes: u64) -> Result<(), CgroupError> {
+    for name in ["memory.limit_in_bytes", "memory.max"] {
+        let path = leaf.join(name);
+        if path.exists() {
+            std::fs::write(&path, bytes.to_string()).map_err(|source| CgroupError::Limit { path, source })?;
         }
     }
     Ok(())
@@ -191,8 +211,8 @@ mod tests {
         for nothing in ["", "/does/not/exist", &path("cpuset/nomad/share")] {
             assert_eq!(leaves(nothing, "a", "../escape"), Vec::<PathBuf>::new());
         }
-        make(&v2).unwrap();
-        make(&v2).unwrap();
+        make(&v2, 1 << 20).unwrap();
+        make(&v2, 1 << 20).unwrap();
         assert!(v2[0].is_dir());
         remove(&v2).unwrap();
         remove(&v2).unwrap();

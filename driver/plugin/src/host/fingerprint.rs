@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use steppe_vm::memory;
+use steppe_vm::vm::Accelerator;
+
 use crate::config::AcceleratorOption;
 use crate::host::chain;
 use crate::instance::Instance;
@@ -59,7 +62,7 @@ impl VersionCache {
 }
 
 /// Looks at the host. Blocks: a few hundred milliseconds the first time, microseconds later.
-pub(crate) fn look(instance: &Instance, versions: &mut VersionCache) -> Fingerprint {
+pub(crate) fn look(instance: &Instance, orphans: &[String], versions: &mut VersionCache) -> Fingerprint {
     let nothing = |health| Fingerprint {
         health,
         attributes: BTreeMap::new(),
@@ -108,6 +111,17 @@ pub(crate) fn look(instance: &Instance, versions: &mut VersionCache) -> Fingerpr
         ("driver.microvm.accelerator", Value::Text(accelerator.to_owned())),
         ("driver.microvm.kvm", Value::Bool(accelerator == "kvm")),
         ("driver.microvm.machine.microvm", Value::Bool(true)),
+        (
+            "driver.microvm.memory_overhead_mib",
+            Value::Integer(
+                memory::base_mib(if accelerator == "kvm" {
+                    Accelerator::Kvm
+                } else {
+                    Accelerator::Tcg { tsc_khz: 0 }
+                })
+                .into(),
+            ),
+        ),
         // Rounded: two measurements of the same clock differ in the last digits.
         (
             "driver.microvm.tsc_mhz",
@@ -116,6 +130,9 @@ pub(crate) fn look(instance: &Instance, versions: &mut VersionCache) -> Fingerpr
     ]);
     if instance.options.user_network {
         let _none = attributes.insert("driver.microvm.network.user", Value::Text("user".to_owned()));
+    }
+    if !orphans.is_empty() {
+        let _none = attributes.insert("driver.microvm.orphans", Value::Text(some_of(orphans)));
     }
     let description = match (instance.options.accelerator, kvm) {
         (AcceleratorOption::Auto, Err(reason)) => format!("Healthy, by emulation (tcg): {reason}"),
@@ -126,6 +143,26 @@ pub(crate) fn look(instance: &Instance, versions: &mut VersionCache) -> Fingerpr
         health: Health::Healthy(description),
         attributes,
     }
+}
+
+/// Most names in an attribute.
+const ORPHANS_SHOWN_MAX: usize = 5;
+
+fn some_of(names: &[String]) -> String {
+    let mut text = names
+        .iter()
+        .take(ORPHANS_SHOWN_MAX)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    if let Some(more) = names
+        .len()
+        .checked_sub(ORPHANS_SHOWN_MAX)
+        .filter(|more| *more > 0)
+    {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
 }
 
 /// Runs `qemu --version` with a deadline and nothing of ours to inherit.

@@ -1,12 +1,15 @@
 //! How does a task's record get onto the disk and back?
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use steppe_vm::exit::{EXIT_VERSION, ExitRecord};
-use steppe_vm::record::{Header, RECORD_MAX_BYTES, Record, RecordError, Step, line};
+use rustix::fs::OFlags;
+use steppe_vm::exit::{EXIT_VERSION, EXIT_VERSION_MIN, ExitRecord};
+use steppe_vm::record::{
+    Entry, Header, RECORD_FULL_BYTES, RECORD_MAX_BYTES, Record, RecordError, Step, line,
+};
 
 use super::state_dir::{make_private, sync_directory};
 
@@ -28,6 +31,23 @@ pub(crate) enum RecordFileError {
         #[source]
         source: RecordError,
     },
+    #[error(
+        "record {path} is {what}, so nothing in it is believed: find out who put it there, and remove it by hand"
+    )]
+    Foreign { path: PathBuf, what: &'static str },
+}
+
+impl RecordFileError {
+    /// Whether the record ends before its first line does: nothing was begun for its task.
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(
+            self,
+            Self::Format {
+                source: RecordError::Empty,
+                ..
+            }
+        )
+    }
 }
 
 /// A task's record, open for further steps.
@@ -73,30 +93,83 @@ impl RecordFile {
     /// Names a step before it is done. Not forced to disk: what these steps make doesn't outlive a crash of the host, only
     /// one of this process, which what the kernel holds does survive.
     pub(crate) fn name(&mut self, step: &Step) -> Result<(), RecordFileError> {
-        append_line(&mut self.file, step).map_err(|source| RecordFileError::Io {
+        append_line(&mut self.file, &now(step)).map_err(|source| RecordFileError::Io {
             path: self.directory.join(RECORD),
             source,
         })
     }
 }
 
+fn now(step: &Step) -> Entry {
+    Entry {
+        at_unix_ns: super::unix_ns(),
+        step: step.clone(),
+    }
+}
+
 /// Appends a line whole or not at all: half of one, followed by another, could not be read again.
-fn append_line(file: &mut File, step: &Step) -> io::Result<()> {
+fn append_line(file: &mut File, entry: &Entry) -> io::Result<()> {
     let length = file.metadata()?.len();
-    file.write_all(line(step).as_bytes()).inspect_err(|_| {
+    file.write_all(line(entry).as_bytes()).inspect_err(|_| {
         // Best effort: a reader leaves out a last line that was cut.
         drop(file.set_len(length));
     })
+}
+
+/// Opens a record that was put there by whoever runs this process, and by nobody else: what stands in it is done as root.
+fn open(path: &Path, write: bool) -> Result<File, RecordFileError> {
+    let foreign = |what| RecordFileError::Foreign {
+        path: path.to_owned(),
+        what,
+    };
+    // NONBLOCK: a FIFO in its place must not hang us.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = File::options()
+        .read(true)
+        .write(write)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Err(foreign("a symbolic link"));
+        }
+        Err(source) => {
+            return Err(RecordFileError::Io {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    let data = file.metadata().map_err(|source| RecordFileError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    if !data.is_file() {
+        return Err(foreign("not a regular file"));
+    }
+    if data.uid() != rustix::process::geteuid().as_raw() {
+        return Err(foreign("another user's file"));
+    }
+    if data.mode() & 0o022 != 0 || data.nlink() != 1 {
+        return Err(foreign("a file that others can write"));
+    }
+    Ok(file)
 }
 
 /// Reads a task's record; `None` if there is none.
 pub(crate) fn read(directory: &Path) -> Result<Option<Record>, RecordFileError> {
     let path = directory.join(RECORD);
     let mut text = Vec::new();
-    match File::open(&path).and_then(|file| file.take(RECORD_MAX_BYTES).read_to_end(&mut text)) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(RecordFileError::Io { path, source }),
+    let file = match open(&path, false) {
+        Ok(file) => file,
+        Err(RecordFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    if let Err(source) = file.take(RECORD_MAX_BYTES).read_to_end(&mut text) {
+        return Err(RecordFileError::Io { path, source });
     }
     let text = String::from_utf8_lossy(&text);
     Record::parse(&text)
@@ -104,14 +177,35 @@ pub(crate) fn read(directory: &Path) -> Result<Option<Record>, RecordFileError> 
         .map_err(|source| RecordFileError::Format { path, source })
 }
 
-/// Appends a step to a record that another process may have begun.
+/// Appends a step to a record that another process may have begun. What only tells the task's history is left out where
+/// the record is long already.
 pub(crate) fn append(directory: &Path, step: &Step) -> Result<(), RecordFileError> {
     let path = directory.join(RECORD);
-    let append = || append_line(&mut File::options().append(true).open(&path)?, step);
+    let mut file = open(&path, true)?;
+    let mut append = || -> io::Result<()> {
+        let length = end_of_last_line(&mut file)?;
+        if step.is_history() && length > RECORD_FULL_BYTES {
+            return Ok(());
+        }
+        if length < file.metadata()?.len() {
+            file.set_len(length)?;
+        }
+        let _end = file.seek(SeekFrom::End(0))?;
+        append_line(&mut file, &now(step))
+    };
     append().map_err(|source| RecordFileError::Io {
         path: path.clone(),
         source,
     })
+}
+
+/// Where the last whole line ends: what comes after it was never begun, and a new line must not be joined to it.
+fn end_of_last_line(file: &mut File) -> io::Result<u64> {
+    let mut text = Vec::new();
+    file.rewind()?;
+    let _length = Read::by_ref(file).take(RECORD_MAX_BYTES).read_to_end(&mut text)?;
+    let end = text.iter().rposition(|byte| *byte == b'\n');
+    Ok(end.map_or(0, |at| at as u64 + 1))
 }
 
 /// Removes a task's directory, the record last: until then the task can be undone once more.
@@ -141,11 +235,32 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Largest exit record, and largest tail, that is read.
+const EXIT_MAX_BYTES: u64 = 4096;
+
 /// Reads how a task ended, if the shim has written it.
 pub(crate) fn read_exit(directory: &Path) -> Option<ExitRecord> {
-    let text = std::fs::read(directory.join("exit.json")).ok()?;
+    let text = read_bounded(&directory.join("exit.json"))?;
     let exit: ExitRecord = serde_json::from_slice(&text).ok()?;
-    (exit.version == EXIT_VERSION).then_some(exit)
+    (EXIT_VERSION_MIN..=EXIT_VERSION)
+        .contains(&exit.version)
+        .then_some(exit)
+}
+
+/// The last bytes that the console showed, and that QEMU wrote to stderr; empty until the shim has written them.
+pub(crate) fn read_tails(directory: &Path) -> (Vec<u8>, Vec<u8>) {
+    let tail = |name| read_bounded(&directory.join(name)).unwrap_or_default();
+    (tail("console.tail"), tail("stderr.tail"))
+}
+
+fn read_bounded(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let _length = open(path, false)
+        .ok()?
+        .take(EXIT_MAX_BYTES)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    Some(bytes)
 }
 
 /// The kernel's id of the current boot.
@@ -154,4 +269,97 @@ pub(crate) fn boot_id() -> String {
         .unwrap_or_default()
         .trim()
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            version: steppe_vm::record::RECORD_VERSION,
+            instance: "i".into(),
+            boot_id: "b".into(),
+            task_id: "a/vm/1".into(),
+            alloc_id: "a".into(),
+            task_name: "vm".into(),
+            job_id: "j".into(),
+            namespace: "n".into(),
+            created_at_unix_ns: 1,
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_cut_is_replaced_and_never_joined() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("key");
+        drop(RecordFile::create(&directory, &header()).unwrap());
+        let path = directory.join(RECORD);
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        text.push_str("{\"step\":\"ui");
+        std::fs::write(&path, text).unwrap();
+        append(&directory, &Step::Undo).unwrap();
+        let record = read(&directory).unwrap().unwrap();
+        assert_eq!(record.entries.len(), 1);
+        assert!(record.undo_begun() && record.entries[0].at_unix_ns > 0);
+    }
+
+    #[test]
+    fn history_ends_before_the_record_is_too_long() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("key");
+        drop(RecordFile::create(&directory, &header()).unwrap());
+        let reason = "x".repeat(9000);
+        for _ in 0..20 {
+            let step = Step::UndoFailed {
+                what: "w".into(),
+                reason: reason.clone(),
+            };
+            append(&directory, &step).unwrap();
+        }
+        append(&directory, &Step::Undo).unwrap();
+        let length = std::fs::metadata(directory.join(RECORD)).unwrap().len();
+        assert!(length < RECORD_MAX_BYTES, "{length}");
+        assert!(read(&directory).unwrap().unwrap().undo_begun());
+    }
+
+    #[test]
+    fn only_our_own_files_are_believed() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("key");
+        drop(RecordFile::create(&directory, &header()).unwrap());
+        let path = directory.join(RECORD);
+        let refused = |wanted: &str| {
+            let error = read(&directory).unwrap_err().to_string();
+            assert!(error.contains(wanted) && !error.contains('\n'), "{error}");
+            assert!(append(&directory, &Step::Undo).is_err());
+        };
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        refused("others can write");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::hard_link(&path, directory.join("other")).unwrap();
+        refused("others can write");
+        std::fs::remove_file(&path).unwrap();
+        symlink(directory.join("other"), &path).unwrap();
+        refused("a symbolic link");
+        std::fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        refused("not a regular file");
+        std::fs::remove_file(&path).unwrap();
+        assert!(read(&directory).unwrap().is_none());
+        if rustix::process::geteuid().is_root() {
+            std::fs::write(&path, "").unwrap();
+            std::os::unix::fs::chown(&path, Some(1), None).unwrap();
+            refused("another user's file");
+        }
+    }
 }

@@ -103,6 +103,13 @@ impl StateDir {
 
     /// Keys of the tasks of an allocation that have a directory.
     pub(crate) fn tasks_of(&self, alloc_id: &str) -> Result<Vec<String>, StateError> {
+        let mut keys = self.tasks()?;
+        keys.retain(|key| key_is_of(key, alloc_id));
+        Ok(keys)
+    }
+
+    /// Keys of all tasks that have a directory.
+    pub(crate) fn tasks(&self) -> Result<Vec<String>, StateError> {
         let path = self.path.join("tasks");
         let failed = |source| StateError::Io {
             path: path.clone(),
@@ -111,8 +118,7 @@ impl StateDir {
         let mut keys = Vec::new();
         for entry in std::fs::read_dir(&path).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            let key = name.to_str().filter(|key| key_is_of(key, alloc_id));
-            keys.extend(key.map(str::to_owned));
+            keys.extend(name.to_str().map(str::to_owned));
         }
         Ok(keys)
     }

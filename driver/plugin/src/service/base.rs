@@ -13,6 +13,7 @@ use super::Driver;
 use crate::config;
 use crate::host::chain;
 use crate::instance::Instance;
+use crate::task::reap;
 
 /// Name of the driver in job files.
 pub(crate) const NAME: &str = "microvm";
@@ -81,7 +82,11 @@ impl BasePlugin for Service {
             let early = Arc::clone(&instance);
             drop(tokio::task::spawn_blocking(move || drop(early.offer())));
         }
+        let enabled = instance.options.enabled;
         self.0.configure(instance);
+        if enabled {
+            reap::begin(&self.0);
+        }
         Ok(Response::new(SetConfigResponse {}))
     }
 }

@@ -26,6 +26,9 @@ pub(super) fn stream(driver: &Arc<Driver>) -> ReceiverStream<Result<FingerprintR
         let mut last = None;
         let stopped = driver.plugin.stopper.stopped();
         tokio::pin!(stopped);
+        // Nomad keeps this stream as long as it is there at all.
+        let _connected = driver.reaper.connected();
+        let mut orphans = driver.reaper.orphans();
         loop {
             let (now, cache) = look_off_thread(&driver, versions).await;
             versions = cache;
@@ -40,6 +43,8 @@ pub(super) fn stream(driver: &Arc<Driver>) -> ReceiverStream<Result<FingerprintR
                 () = &mut stopped => return,
                 () = sender.closed() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
+                // The sender lives as long as the driver.
+                _ = orphans.changed() => {}
             }
         }
     }));
@@ -54,8 +59,9 @@ async fn look_off_thread(driver: &Arc<Driver>, mut versions: VersionCache) -> (F
     let Ok(instance) = driver.instance() else {
         return (unknown("the driver has not been configured yet"), versions);
     };
+    let orphans = driver.reaper.orphans().borrow().clone();
     let looked = tokio::task::spawn_blocking(move || {
-        let now = look(&instance, &mut versions);
+        let now = look(&instance, &orphans, &mut versions);
         (now, versions)
     });
     looked.await.unwrap_or_else(|_| {

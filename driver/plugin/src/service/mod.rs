@@ -24,6 +24,7 @@ use tonic::{Code, Status};
 use crate::instance::Instance;
 use crate::task::Failure;
 use crate::task::events::Events;
+use crate::task::reap::Reaper;
 use crate::task::registry::Registry;
 
 /// The driver as a whole: what outlives a single call.
@@ -32,6 +33,7 @@ pub(crate) struct Driver {
     pub(crate) plugin: Plugin,
     pub(crate) tasks: Registry,
     pub(crate) events: Events,
+    pub(crate) reaper: Reaper,
     instance: RwLock<Option<Arc<Instance>>>,
 }
 
@@ -41,6 +43,7 @@ pub(crate) fn routes(plugin: &Plugin) -> Routes {
         plugin: plugin.clone(),
         tasks: Registry::default(),
         events: Events::new(),
+        reaper: Reaper::default(),
         instance: RwLock::new(None),
     });
     let base = BasePluginServer::new(base::Service(Arc::clone(&driver)))

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::config;
 use crate::task::recover::{self, HANDLE_VERSION};
-use crate::task::{Ended, Task, start, stop};
+use crate::task::{Ended, Task, Waiting, start, stop};
 
 pub(super) struct Service(pub(super) Arc<Driver>);
 
@@ -104,6 +104,7 @@ impl Rpc for Service {
 
     async fn wait_task(&self, request: Request<wire::WaitTaskRequest>) -> Answer<wire::WaitTaskResponse> {
         let task = self.task(&request.into_inner().task_id)?;
+        let _waiting = Waiting::on(&task);
         let stopped = self.0.plugin.stopper.stopped();
         tokio::select! {
             // Nothing is lost: the end stays known to the task.
@@ -167,11 +168,10 @@ impl Rpc for Service {
                 name: task.header.task_name.clone(),
                 state: state.into(),
                 started_at: Some(timestamp(task.started_at_unix_ns)),
-                completed_at: Some(
-                    ended
-                        .as_ref()
-                        .map_or_else(zero_timestamp, |ended| timestamp(ended.at_unix_ns)),
-                ),
+                // A clock that was set back must not make a task end before it began.
+                completed_at: Some(ended.as_ref().map_or_else(zero_timestamp, |ended| {
+                    timestamp(ended.at_unix_ns.max(task.started_at_unix_ns))
+                })),
                 result: Some(exit_result(ended.as_ref())),
             }),
             driver: Some(wire::TaskDriverStatus {
@@ -257,6 +257,6 @@ fn exit_result(ended: Option<&Ended>) -> wire::ExitResult {
     ended.map_or_else(wire::ExitResult::default, |ended| wire::ExitResult {
         exit_code: ended.outcome.exit_code,
         signal: ended.outcome.signal,
-        oom_killed: false,
+        oom_killed: ended.outcome.oom_killed,
     })
 }

@@ -33,13 +33,23 @@ impl Events {
 
     /// Says a sentence about a task, as of a time in nanoseconds since 1970.
     pub(crate) fn say(&self, task: &Header, message: &str, at_unix_ns: u64) {
+        self.send(task, message, HashMap::new(), at_unix_ns);
+    }
+
+    /// Says how a task ended; the cause's word is an annotation, for scripts.
+    pub(crate) fn say_cause(&self, task: &Header, message: &str, cause: &str, at_unix_ns: u64) {
+        let annotations = HashMap::from([("cause".to_owned(), cause.to_owned())]);
+        self.send(task, message, annotations, at_unix_ns);
+    }
+
+    fn send(&self, task: &Header, message: &str, annotations: HashMap<String, String>, at_unix_ns: u64) {
         let event = DriverTaskEvent {
             task_id: task.task_id.clone(),
             alloc_id: task.alloc_id.clone(),
             task_name: task.task_name.clone(),
             timestamp: Some(crate::service::timestamp(at_unix_ns)),
             message: message.to_owned(),
-            annotations: HashMap::new(),
+            annotations,
         };
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(unheard) = self.0.sender.send(event) {

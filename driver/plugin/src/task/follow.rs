@@ -1,10 +1,11 @@
 //! How does a running VM become known, and its end?
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use steppe_vm::control::State;
+use steppe_vm::exit::ExitRecord;
 use steppe_vm::record::Header;
 use tokio::sync::watch;
 
@@ -41,6 +42,7 @@ pub(crate) fn adopt(
         shim: Some(shim),
         ended,
         said: AtomicBool::new(false),
+        waiting: AtomicUsize::new(0),
         undo,
     });
     driver.tasks.insert(Arc::clone(&task));
@@ -59,19 +61,24 @@ impl Follower {
         let mut view = self.shim.view.clone();
         let last = view.wait_for(View::is_final).await.map(|view| view.clone());
         let ended = match last {
-            Ok(View::Is(State::Exited { exit, .. })) => Ended {
-                outcome: exit.outcome(),
-                at_unix_ns: exit.ended_at_unix_ns,
-            },
+            Ok(View::Is(State::Exited { exit, .. })) => recorded(exit, &self.undo).await,
             _ => settle(&self.undo).await.unwrap_or_else(|| Ended::lost(unix_ns())),
         };
         tracing::info!(
             task = self.header.task_id,
-            cause = ended.outcome.sentence,
+            cause = ended.outcome.name,
+            sentence = ended.sentence(),
             "a VM ended"
         );
         ended
     }
+}
+
+/// The end that a shim tells of; what it wrote down beside it is read.
+pub(crate) async fn recorded(exit: ExitRecord, undo: &Undo) -> Ended {
+    let directory = undo.directory.clone();
+    let read = blocking(move || Ok(Ended::recorded(&exit, &directory)));
+    read.await.unwrap_or_else(|_| Ended::lost(unix_ns()))
 }
 
 /// The end of a VM whose shim doesn't speak: what it wrote down, or that it was lost. `None` while the shim lives.
@@ -84,10 +91,7 @@ pub(crate) async fn settle(undo: &Undo) -> Option<Ended> {
         let exit = records::read_exit(&directory);
         Ok(Some(exit.map_or_else(
             || Ended::lost(unix_ns()),
-            |exit| Ended {
-                outcome: exit.outcome(),
-                at_unix_ns: exit.ended_at_unix_ns,
-            },
+            |exit| Ended::recorded(&exit, &directory),
         )))
     });
     settled.await.unwrap_or_default()

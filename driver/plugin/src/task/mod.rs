@@ -1,13 +1,14 @@
 //! What happens to a task, in which order?
 //!
-//! `start`, `stop` and `recover` are what Nomad asks for; `follow`
-//! makes a VM known and waits for its end; `undo` takes back what a start did, newest first; `shim` is the
-//! connection to the task's shim; `registry` knows the tasks of this process.
+//! `start`, `stop` and `recover` are what Nomad asks for; `reap` comes back to what Nomad doesn't ask for any more; `follow`
+//! makes a VM known and waits for its end; `undo` takes back what a start did, newest first; `shim` is the connection to
+//! the task's shim; `registry` knows the tasks of this process.
 
 pub(crate) mod start;
 pub(crate) mod stop;
 
 pub(crate) mod follow;
+pub(crate) mod reap;
 pub(crate) mod recover;
 pub(crate) mod undo;
 
@@ -15,11 +16,11 @@ pub(crate) mod events;
 pub(crate) mod registry;
 pub(crate) mod shim;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use steppe_vm::exit::{Asked, Cause, Outcome};
+use steppe_vm::exit::{Asked, Cause, ExitRecord, Outcome, last_lines};
 use steppe_vm::record::Header;
 use steppe_vm::spec::Allocated;
 use tokio::sync::watch;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use self::events::Events;
 use self::shim::Shim;
 use self::undo::Undo;
+use crate::host::records;
 
 /// What Nomad asks to be started, in our words.
 #[derive(Debug, Clone)]
@@ -63,6 +65,8 @@ pub(crate) struct Task {
     pub(crate) ended: watch::Receiver<Option<Ended>>,
     /// Whether the end was said as an event.
     said: AtomicBool,
+    /// How many calls of Nomad's wait for its end: none for a VM that no agent knows.
+    waiting: AtomicUsize,
     /// How to take everything back.
     pub(crate) undo: Arc<Undo>,
 }
@@ -71,6 +75,8 @@ pub(crate) struct Task {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) outcome: Outcome,
+    /// The last lines that were seen of the VM, on one line; may be empty.
+    last_lines: String,
     /// In nanoseconds since 1970.
     pub(crate) at_unix_ns: u64,
 }
@@ -80,8 +86,37 @@ impl Ended {
     pub(crate) fn lost(at_unix_ns: u64) -> Self {
         Self {
             outcome: Cause::ShimLost.outcome(Asked::Nothing),
+            last_lines: String::new(),
             at_unix_ns,
         }
+    }
+
+    /// The end that a shim has written down in its task's directory.
+    pub(crate) fn recorded(exit: &ExitRecord, directory: &Path) -> Self {
+        let (console, stderr) = records::read_tails(directory);
+        let of = |name: &str, tail: &[u8]| match last_lines(tail) {
+            empty if empty.is_empty() => empty,
+            lines => format!("; {name} ended with: {lines}"),
+        };
+        let cause = exit.cause();
+        let said_by_qemu = matches!(
+            cause,
+            Cause::Failed(_) | Cause::Crashed(_) | Cause::Broken | Cause::NotStarted(_)
+        );
+        let mut last_lines = of("the console", &console);
+        if said_by_qemu {
+            last_lines.insert_str(0, &of("QEMU's messages", &stderr));
+        }
+        Self {
+            outcome: cause.outcome(exit.asked),
+            last_lines,
+            at_unix_ns: exit.ended_at_unix_ns,
+        }
+    }
+
+    /// One line for the task's events: what ended the VM, and the last that was seen of it.
+    pub(crate) fn sentence(&self) -> String {
+        format!("{}{}", self.outcome.sentence, self.last_lines)
     }
 }
 
@@ -100,8 +135,18 @@ impl Task {
     /// an event could belong to.
     pub(crate) fn say_end(&self, events: &Events, ended: &Ended) {
         if !self.said.swap(true, Ordering::Relaxed) {
-            events.say(&self.header, &ended.outcome.sentence, ended.at_unix_ns);
+            events.say_cause(
+                &self.header,
+                &ended.sentence(),
+                ended.outcome.name,
+                ended.at_unix_ns,
+            );
         }
+    }
+
+    /// Whether some call of Nomad's waits for the task's end.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Waits for the task's end, however long that takes.
@@ -113,6 +158,23 @@ impl Task {
             .ok()
             .flatten()
             .unwrap_or_else(|| Ended::lost(crate::host::unix_ns()))
+    }
+}
+
+/// Counts a call of Nomad's that waits for a task's end, as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Waiting(Arc<Task>);
+
+impl Waiting {
+    pub(crate) fn on(task: &Arc<Task>) -> Self {
+        let _before = task.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(task))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let _before = self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

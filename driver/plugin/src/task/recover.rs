@@ -1,9 +1,10 @@
 //! How is a task found again that an earlier process started?
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-use steppe_vm::record::{Record, task_key};
+use steppe_points::reach;
+use steppe_vm::record::{Record, Step, task_key};
 use tokio::sync::watch;
 
 use super::follow::{adopt, settle};
@@ -74,48 +75,93 @@ pub(crate) async fn recover(
     }
     if record.header.boot_id != records::boot_id() {
         return Err(Failure::Denied(
-            "the host was restarted, and the VM with it".to_owned(),
+            "the host was restarted since (or the record is another host's), and the VM ended with that"
+                .to_owned(),
         ));
     }
-    let Some(started_at_unix_ns) = record.started_at_unix_ns() else {
+    if record.started_at_unix_ns().is_none() {
         return Err(Failure::Denied(
             "the task's start was interrupted before the guest ran".to_owned(),
         ));
-    };
-    match Shim::connect(undo.shim()).await {
+    }
+    if record.undo_begun() {
+        return Err(Failure::Denied(
+            "the VM was stopped and is being taken back".to_owned(),
+        ));
+    }
+    let _task = take_back(driver, record, undo).await?;
+    Ok(())
+}
+
+/// Makes a started task known again, running or ended. To be called with the task's gate held.
+pub(super) async fn take_back(
+    driver: &Arc<Driver>,
+    record: Record,
+    undo: Arc<Undo>,
+) -> Result<Arc<Task>, Failure> {
+    let key = undo.key();
+    let started_at_unix_ns = record.started_at_unix_ns().unwrap_or_default();
+    reach("recover.connect.before", &key);
+    let connected = Shim::connect(undo.shim()).await;
+    reach("recover.connect.after", &key);
+    reach("recover.adopt.before", &key);
+    let task = match connected {
         Ok(shim) => {
-            let _task = adopt(driver, record.header, started_at_unix_ns, shim, undo);
+            tracing::info!(task = record.header.task_id, "a VM is found again");
+            adopt(driver, record.header, started_at_unix_ns, shim, undo)
         }
         Err(error) => {
             let Some(ended) = settle(&undo).await else {
                 return Err(Failure::Denied(format!("the VM runs, but {}", chain(&error))));
             };
             tracing::info!(
-                task = task_id,
-                cause = ended.outcome.sentence,
+                task = record.header.task_id,
+                cause = ended.outcome.name,
+                sentence = ended.sentence(),
                 "a VM ended while nobody watched"
             );
-            driver
-                .tasks
-                .insert(Arc::new(ended_task(record, started_at_unix_ns, ended, undo)));
+            let task = Arc::new(ended_task(record, started_at_unix_ns, ended, undo));
+            driver.tasks.insert(Arc::clone(&task));
+            task
         }
-    }
-    Ok(())
+    };
+    reach("recover.adopt.after", &key);
+    Ok(task)
 }
 
 async fn find(driver: &Arc<Driver>, key: String) -> Result<(Record, Arc<Undo>), Failure> {
     let instance = driver.instance()?;
     blocking(move || {
         let state = instance.state().map_err(|error| Failure::retryable(&error))?;
-        let undo = Arc::new(undo_of(&instance, &state, &key));
-        match records::read(&undo.directory) {
-            Ok(Some(record)) => Ok((record, undo)),
-            Ok(None) => Err(Failure::Denied(format!(
-                "nothing is known of the task: no record in {}",
-                undo.directory.display()
-            ))),
-            Err(error) => Err(Failure::denied(&error)),
+        let mut undo = undo_of(&instance, &state, &key);
+        reach("recover.read.before", &key);
+        let record = match records::read(&undo.directory) {
+            Ok(Some(record)) => record,
+            Ok(None) => {
+                return Err(Failure::Denied(format!(
+                    "nothing is known of the task: no record in {}",
+                    undo.directory.display()
+                )));
+            }
+            Err(error) => {
+                return Err(Failure::Denied(format!(
+                    "the VM is left alone: {}",
+                    chain(&error)
+                )));
+            }
+        };
+        reach("recover.read.after", &key);
+        // The option run_dir may have another value by now.
+        if let Some(path) = record.run_directory() {
+            undo.run_directory = path.to_owned();
         }
+        let step = Step::Recover {
+            plugin_pid: std::process::id(),
+        };
+        if let Err(error) = records::append(&undo.directory, &step) {
+            tracing::debug!(error = chain(&error), "a recovery could not be noted");
+        }
+        Ok((record, Arc::new(undo)))
     })
     .await
 }
@@ -128,6 +174,7 @@ fn ended_task(record: Record, started_at_unix_ns: u64, ended: Ended, undo: Arc<U
         shim: None,
         ended,
         said: AtomicBool::new(false),
+        waiting: AtomicUsize::new(0),
         undo,
     }
 }

@@ -29,6 +29,11 @@ impl Registry {
         let _previous = self.lock().insert(task.header.task_id.clone(), task);
     }
 
+    /// The task, if it is known and some call of Nomad's waits for it.
+    pub(crate) fn is_waited_for(&self, id: &str) -> bool {
+        self.lock().get(id).is_some_and(|task| task.is_waited_for())
+    }
+
     pub(crate) fn remove(&self, id: &str) {
         let _task = self.lock().remove(id);
     }

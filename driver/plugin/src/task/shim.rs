@@ -134,6 +134,7 @@ impl Shim {
             .stdout(Stdio::null())
             .stderr(command.log)
             .kill_on_drop(false)
+            .envs(steppe_points::environment())
             .arg("supervise");
         for (name, value) in [
             ("--plan", command.plan),
@@ -241,7 +242,7 @@ impl Shim {
 
     pub(crate) fn qemu_pid(&self) -> Option<i32> {
         match &*self.view.borrow() {
-            View::Is(State::Prepared { qemu_pid } | State::Running { qemu_pid }) => Some(*qemu_pid),
+            View::Is(State::Prepared { qemu_pid } | State::Running { qemu_pid, .. }) => Some(*qemu_pid),
             _ => None,
         }
     }

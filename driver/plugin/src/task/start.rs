@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+use steppe_points::reach;
 use steppe_vm::Vm;
 use steppe_vm::control::{Request, State};
 use steppe_vm::record::{Header, RECORD_VERSION, Record, Step, task_key};
-use steppe_vm::vm::Accelerator;
+use steppe_vm::vm::{Accelerator, Ready};
 
 use super::shim::{Command, Shim, View};
-use super::undo::{Undo, undo_of};
+use super::undo::{self, Undo, undo_of};
 use super::{Failure, Order, Task, blocking, follow};
 use crate::config;
 use crate::host::files::{self, Places, Roots};
@@ -28,6 +29,9 @@ use crate::service::Driver;
 
 /// How long the shim may take until QEMU has answered. The shim gives up by itself after 20 s and says why.
 const PREPARED_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// How much longer than its own deadline a guest's shim may take to say that it was not ready.
+const READY_SLACK: Duration = Duration::from_secs(30);
 
 /// Name of the launch plan in a task's directory.
 const PLAN: &str = "plan.json";
@@ -80,6 +84,8 @@ struct Prepared {
     program: PathBuf,
     shim: ShimStart,
     notices: Vec<String>,
+    /// What the start waits for.
+    ready: Option<Ready>,
     /// Held until the shim has opened its own.
     _logs: Option<Logs>,
 }
@@ -157,8 +163,10 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
         places: &places,
         qemu,
     };
+    reach("start.record.before", &key);
     let mut record =
         RecordFile::create(&undo.directory, &header).map_err(|error| Failure::retryable(&error))?;
+    reach("start.record.after", &key);
     match set_up(instance, order, &undo, &key, &machine, &mut record) {
         Ok(shim) => Ok(Prepared {
             header,
@@ -167,6 +175,7 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
             shim,
             undo,
             notices: checked.notices,
+            ready: checked.vm.ready.clone(),
             _logs: logs,
         }),
         Err(failure) => Err(take_back(&undo, failure)),
@@ -189,8 +198,17 @@ fn take_back_earlier(
     {
         let earlier = undo_of(instance, state, &key);
         let record = records::read(&earlier.directory);
+        if let Err(error) = &record
+            && !undo::is_unlocked(&earlier.lock())
+        {
+            // It may be this very task's, and two VMs of one task must never be.
+            return Err(Failure::Retryable(format!(
+                "a VM of this allocation runs and is left alone: {}",
+                chain(error)
+            )));
+        }
         let of_this_task = |record: &Record| record.header.task_name == order.task_name;
-        // One that can't be read is this task's own, cut off in its first line, or nobody's.
+        // One that can't be read and is not this start's own is the reaper's to report.
         if key == own_key || matches!(&record, Ok(Some(record)) if of_this_task(record)) {
             tracing::info!(
                 task = order.task_id,
@@ -223,25 +241,34 @@ fn set_up(
     machine: &Machine<'_>,
     record: &mut RecordFile,
 ) -> Result<ShimStart, Failure> {
+    reach("start.uids.before", key);
     let uid = lease(instance, undo, record)?;
+    reach("start.uids.after", key);
 
     let path = undo.run_directory.clone();
+    reach("start.run-directory.before", key);
     record
         .name(&Step::RunDirectory { path: path.clone() })
         .map_err(|error| Failure::retryable(&error))?;
     make_private(&path)
         .map_err(|error| Failure::Retryable(format!("run_dir: {} can't be made: {error}", path.display())))?;
+    reach("start.run-directory.after", key);
 
     let leaves = cgroup::leaves(&order.cgroup, &order.alloc_id, &order.task_name);
     if !leaves.is_empty() {
+        let memory_bytes = steppe_vm::memory::limit_bytes(machine.vm);
+        reach("start.cgroups.before", key);
         record
             .name(&Step::Cgroups {
                 leaves: leaves.clone(),
+                memory_bytes: Some(memory_bytes),
             })
             .map_err(|error| Failure::retryable(&error))?;
-        cgroup::make(&leaves).map_err(|error| Failure::retryable(&error))?;
+        cgroup::make(&leaves, memory_bytes).map_err(|error| Failure::retryable(&error))?;
+        reach("start.cgroups.after", key);
     }
 
+    reach("start.plan.before", key);
     record
         .name(&Step::Shim)
         .map_err(|error| Failure::retryable(&error))?;
@@ -268,6 +295,7 @@ fn set_up(
     let log = instance
         .shim_log()
         .map_err(|error| written(Path::new("the shim's log"), error))?;
+    reach("start.plan.after", key);
     Ok(ShimStart {
         uid,
         leaves,
@@ -306,6 +334,7 @@ async fn launch(driver: &Arc<Driver>, order: &Order, mut prepared: Prepared) -> 
     let start = prepared.shim;
     let (vm_cgroups, shim_cgroups) = start.leaves.iter().partition(|leaf| cgroup::is_vm(leaf));
     let plan = prepared.undo.directory.join(PLAN);
+    let key = prepared.undo.key();
     let command = Command {
         program: &prepared.program,
         plan: &plan,
@@ -319,31 +348,67 @@ async fn launch(driver: &Arc<Driver>, order: &Order, mut prepared: Prepared) -> 
         log: start.log,
         lock: start.lock,
     };
+    reach("start.shim.before", &key);
     let shim = Shim::spawn(command, prepared.undo.shim())
         .map_err(|error| Failure::Retryable(format!("microvm-shim can't be started: {error}")))?;
+    reach("start.shim.after", &key);
+    reach("start.prepared.before", &key);
     let is_answer = |view: &View| !matches!(view, View::Is(State::Starting));
     match shim.wait_until(PREPARED_TIMEOUT, is_answer).await {
         Some(View::Is(State::Prepared { .. })) => {}
         other => return Err(not_started(&shim, other).await),
     }
+    reach("start.prepared.after", &key);
+    reach("start.running.before", &key);
     let started_at_unix_ns = unix_ns();
     prepared
         .record
         .name(&Step::Running { started_at_unix_ns })
         .map_err(|error| Failure::retryable(&error))?;
+    reach("start.running.after", &key);
+    reach("start.continue.before", &key);
     shim.ask(Request::Continue)
         .await
         .map_err(|error| Failure::Retryable(format!("the guest can't be started: {error}")))?;
+    reach("start.continue.after", &key);
+    if let Some(ready) = &prepared.ready {
+        wait_until_ready(&shim, ready, &prepared.undo).await?;
+        let now = unix_ns();
+        let seconds = Duration::from_nanos(now.saturating_sub(started_at_unix_ns)).as_secs_f64();
+        prepared.notices.push(format!(
+            "the guest is ready after {seconds:.1} s: its console showed {:?}",
+            ready.pattern
+        ));
+    }
     for notice in &prepared.notices {
         driver.events.say(&prepared.header, notice, started_at_unix_ns);
     }
-    Ok(follow::adopt(
-        driver,
-        prepared.header,
-        started_at_unix_ns,
-        shim,
-        prepared.undo,
-    ))
+    reach("start.answer.before", &key);
+    let task = follow::adopt(driver, prepared.header, started_at_unix_ns, shim, prepared.undo);
+    reach("start.answer.after", &key);
+    Ok(task)
+}
+
+/// Waits until the guest has shown what the job waits for, or is gone. The shim keeps the deadline.
+async fn wait_until_ready(shim: &Shim, ready: &Ready, undo: &Undo) -> Result<(), Failure> {
+    let is_decided =
+        |view: &View| view.is_final() || matches!(view, View::Is(State::Running { ready: true, .. }));
+    match shim.wait_until(ready.timeout + READY_SLACK, is_decided).await {
+        Some(View::Is(State::Running { .. })) => Ok(()),
+        Some(View::Is(State::Exited { exit, .. })) => {
+            let ended = follow::recorded(exit, undo).await;
+            Err(Failure::Retryable(format!(
+                "the guest did not get ready: {}",
+                ended.sentence()
+            )))
+        }
+        Some(_) => Err(Failure::Retryable(
+            "the guest did not get ready: its shim was lost, and the VM with it".to_owned(),
+        )),
+        None => Err(Failure::Retryable(
+            "the guest did not get ready in time, and its shim does not say why".to_owned(),
+        )),
+    }
 }
 
 /// Why QEMU didn't get as far as its first answer.

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use steppe_points::reach;
 use steppe_vm::control::Request;
+use steppe_vm::record::Step;
 
 use super::undo::{self, Undo, undo_of};
 use super::{Failure, Task, blocking};
+use crate::host::{records, unix_ns};
 use crate::service::Driver;
 
 /// How long QEMU may take to quit: it writes its disks out first.
@@ -14,6 +17,9 @@ const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a killed QEMU may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Most characters of a signal's name that are noted.
+const SIGNAL_MAX_CHARS: usize = 20;
 
 /// Signals that mean "now": whoever names one doesn't want the guest to be asked.
 const HARD_SIGNALS: [&str; 2] = ["SIGKILL", "SIGQUIT"];
@@ -24,9 +30,13 @@ pub(crate) async fn stop(task: &Task, timeout: Duration, signal: &str) -> Result
         return Ok(());
     }
     let Some(shim) = &task.shim else { return Ok(()) };
+    note(task, signal).await;
+    let key = task.undo.key();
     if !HARD_SIGNALS.contains(&signal) {
         // A shim that refuses has a machine that isn't running; quit settles that.
+        reach("stop.power-button.before", &key);
         let pressed = shim.ask(Request::PowerButton).await;
+        reach("stop.power-button.after", &key);
         if pressed.is_ok() && ends_within(task, timeout).await {
             return Ok(());
         }
@@ -34,14 +44,33 @@ pub(crate) async fn stop(task: &Task, timeout: Duration, signal: &str) -> Result
     end(task).await
 }
 
+/// Notes in the record that the VM is stopped. A record that can't be written keeps nobody from stopping it.
+async fn note(task: &Task, signal: &str) {
+    let directory = task.undo.directory.clone();
+    let step = Step::Stop {
+        signal: signal.chars().take(SIGNAL_MAX_CHARS).collect(),
+    };
+    let noted =
+        blocking(move || records::append(&directory, &step).map_err(|error| Failure::retryable(&error)));
+    if let Err(Failure::Denied(reason) | Failure::Retryable(reason)) = noted.await {
+        tracing::debug!(task = task.header.task_id, reason, "a stop could not be noted");
+    }
+}
+
 /// Ends a VM without asking the guest.
 async fn end(task: &Task) -> Result<(), Failure> {
     let Some(shim) = &task.shim else { return Ok(()) };
-    for (request, timeout) in [(Request::Quit, QUIT_TIMEOUT), (Request::Kill, KILL_TIMEOUT)] {
+    let key = task.undo.key();
+    for (request, name, timeout) in [
+        (Request::Quit, "quit", QUIT_TIMEOUT),
+        (Request::Kill, "kill", KILL_TIMEOUT),
+    ] {
         let ended = async {
+            reach(&format!("stop.{name}.before"), &key);
             if let Err(error) = shim.ask(request).await {
                 tracing::debug!(task = task.header.task_id, error = %error, "a shim did not take a request");
             }
+            reach(&format!("stop.{name}.after"), &key);
             task.wait().await
         };
         if tokio::time::timeout(timeout, ended).await.is_ok() {
@@ -91,7 +120,15 @@ pub(crate) async fn destroy(driver: &Arc<Driver>, task_id: &str) -> Result<(), F
         None => left_behind(driver, task_id).await?,
     };
     if let Some(undo) = undo {
-        blocking(move || undo.run().map_err(|error| Failure::retryable(&error))).await?;
+        let failed = blocking(move || undo.run().map_err(|error| Failure::retryable(&error)));
+        if let Err(failure) = failed.await {
+            // Nomad ignores the error: the reaper comes back to it, and the task's events say so.
+            if let (Some(task), Failure::Retryable(reason)) = (driver.tasks.get(task_id), &failure) {
+                driver.events.say(&task.header, reason, unix_ns());
+            }
+            driver.tasks.remove(task_id);
+            return Err(failure);
+        }
     }
     driver.tasks.remove(task_id);
     Ok(())

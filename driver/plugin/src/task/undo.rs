@@ -1,19 +1,24 @@
 //! How is everything that a start did taken back?
 //!
-//! From the record alone, newest first; each step does nothing where its work is done already, so an undo that was
-//! interrupted is simply done again. A step that fails doesn't keep the others from being done.
+//! What is to be done is decided by [`steppe_vm::undo::steps`] from the record alone; here it is done. A step that fails
+//! doesn't keep the others from being done; it is kept in the record with its reason, and the reaper comes back to it. A
+//! record that can't be read is never acted upon.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
-use steppe_vm::record::{Record, RecordError, Step};
+use steppe_vm::record::Step;
+use steppe_vm::undo::{UndoStep, steps};
 
 use super::shim::Address;
+use crate::host::cgroup::CgroupError;
 use crate::host::records::{self, RecordFileError};
 use crate::host::state_dir::StateDir;
+use crate::host::uids::LeaseError;
 use crate::host::{cgroup, chain, uids};
 use crate::instance::Instance;
 
@@ -42,10 +47,64 @@ pub(crate) struct Undo {
     pub(crate) owner: String,
 }
 
-/// What could not be taken back; the record stays until it is.
+/// Why not everything was taken back.
 #[derive(Debug, thiserror::Error)]
-#[error("not everything could be taken back: {}", .0.join("; "))]
-pub(crate) struct UndoError(Vec<String>);
+pub(crate) enum UndoError {
+    /// Nothing was done.
+    #[error("the VM is left alone{}", holder_text(*.holder))]
+    Record {
+        #[source]
+        source: RecordFileError,
+        holder: Option<Pid>,
+    },
+    /// Nothing was done.
+    #[error(
+        "{directory} has no record, but a shim lives there{}: the VM is left alone; end that process, then remove the directory",
+        holder_text(*.holder)
+    )]
+    NoRecord { directory: PathBuf, holder: Option<Pid> },
+    /// Everything else was done; the record stays until this is.
+    #[error("not everything could be taken back, it is tried again: {}", list(.0))]
+    Steps(Vec<Failed>),
+}
+
+/// A step that could not be done.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) what: &'static str,
+    pub(crate) reason: String,
+}
+
+fn list(failed: &[Failed]) -> String {
+    let texts: Vec<_> = failed
+        .iter()
+        .map(|failed| format!("{}: {}", failed.what, failed.reason))
+        .collect();
+    texts.join("; ")
+}
+
+fn holder_text(holder: Option<Pid>) -> String {
+    holder.map_or_else(String::new, |pid| format!(" (its shim is process {pid})"))
+}
+
+/// Why one step could not be done.
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error("the shim that holds {0} does not end")]
+    Shim(PathBuf),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Uids(#[from] LeaseError),
+    #[error("{path} can't be removed")]
+    Remove {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Record(#[from] RecordFileError),
+}
 
 /// The undo of the task with this key.
 pub(crate) fn undo_of(instance: &Instance, state: &StateDir, key: &str) -> Undo {
@@ -63,6 +122,12 @@ impl Undo {
         self.directory.join(LOCK)
     }
 
+    /// The task's key, the name of its directories.
+    pub(crate) fn key(&self) -> String {
+        let name = self.directory.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// Where the task's shim is found.
     pub(crate) fn shim(&self) -> Address {
         Address {
@@ -73,67 +138,89 @@ impl Undo {
 
     /// Takes everything back. Blocks for some milliseconds, for seconds if processes don't die.
     pub(crate) fn run(&self) -> Result<(), UndoError> {
-        let mut failed = Vec::new();
-        let mut note = |result: Result<(), String>| failed.extend(result.err());
         let record = match records::read(&self.directory) {
-            Ok(record) => record,
-            // The header comes before the first effect: without it nothing was begun.
-            Err(RecordFileError::Format {
-                source: RecordError::Empty,
-                ..
-            }) => None,
-            Err(error) => {
-                note(Err(chain(&error)));
-                None
+            Ok(Some(record)) => Some(record),
+            // The header comes before the first effect: without it nothing was begun, and no shim is there.
+            Ok(None) if is_unlocked(&self.lock()) => None,
+            Err(error) if error.is_empty() && is_unlocked(&self.lock()) => None,
+            Ok(None) => {
+                return Err(UndoError::NoRecord {
+                    directory: self.directory.clone(),
+                    holder: holder(&self.lock()),
+                });
+            }
+            Err(source) => {
+                return Err(UndoError::Record {
+                    source,
+                    holder: holder(&self.lock()),
+                });
             }
         };
-        if record.is_some()
+        self.reach("named.before");
+        if record.as_ref().is_some_and(|record| !record.undo_begun())
             && let Err(error) = records::append(&self.directory, &Step::Undo)
         {
             // Such as on a full disk, which an undo makes room on: it goes on unnamed.
             tracing::debug!(error = chain(&error), "an undo could not be named");
         }
-        // Logs are held for their reader only where a guest wrote some.
-        let had_guest = record
+        self.reach("named.after");
+        let this_boot = record
             .as_ref()
-            .is_some_and(|record| record.started_at_unix_ns().is_some());
-        note(self.end_shim(had_guest));
-        if let Some(record) = &record {
-            self.take_back(record, &mut note);
+            .is_none_or(|record| record.header.boot_id == records::boot_id());
+        let mut failed = Vec::new();
+        for step in steps(record.as_ref(), this_boot) {
+            if step == UndoStep::RemoveRecord && !failed.is_empty() {
+                break;
+            }
+            self.reach(&format!("{}.before", step.name()));
+            if let Err(error) = self.take(&step) {
+                failed.push(Failed {
+                    what: step.name(),
+                    reason: chain(&error),
+                });
+            }
+            self.reach(&format!("{}.after", step.name()));
         }
-        if failed.is_empty() {
-            records::remove(&self.directory).map_err(|error| UndoError(vec![chain(&error)]))
-        } else {
-            Err(UndoError(failed))
+        let Some(last) = failed.last() else {
+            return Ok(());
+        };
+        let known = record.as_ref().and_then(|record| record.last_failure());
+        if known != Some((last.what, &last.reason)) {
+            let step = Step::UndoFailed {
+                what: last.what.to_owned(),
+                reason: last.reason.clone(),
+            };
+            drop(records::append(&self.directory, &step));
         }
+        Err(UndoError::Steps(failed))
     }
 
-    fn take_back(&self, record: &Record, note: &mut impl FnMut(Result<(), String>)) {
-        let leaves = record.leaves();
-        note(cgroup::kill(leaves).map_err(|error| chain(&error)));
-        if leaves.is_empty()
-            && let Some(uid) = record.uid()
-        {
-            // The shim's lock is free a moment before QEMU is dead; without control groups its user says when.
-            note(uids::wait_unused(uid, DEATH_TIMEOUT).map_err(|error| chain(&error)));
+    fn take(&self, step: &UndoStep) -> Result<(), StepError> {
+        match step {
+            UndoStep::EndShim { had_guest } => self.end_shim(*had_guest)?,
+            UndoStep::KillCgroups { leaves } => cgroup::kill(leaves)?,
+            UndoStep::WaitUids { uid } => uids::wait_unused(*uid, DEATH_TIMEOUT)?,
+            UndoStep::RemoveCgroups { leaves } => cgroup::remove(leaves)?,
+            UndoStep::RemoveRunDirectory { path } => match std::fs::remove_dir_all(path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(StepError::Remove {
+                        path: path.clone(),
+                        source,
+                    });
+                }
+                _ => {}
+            },
+            UndoStep::ReleaseUids { uid } => uids::release(&self.leases, *uid, &self.owner)?,
+            UndoStep::RemoveRecord => records::remove(&self.directory)?,
         }
-        note(cgroup::remove(leaves).map_err(|error| chain(&error)));
-        note(match std::fs::remove_dir_all(&self.run_directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!(
-                "{} can't be removed: {error}",
-                self.run_directory.display()
-            )),
-            _ => Ok(()),
-        });
-        if let Some(uid) = record.uid() {
-            note(uids::release(&self.leases, uid, &self.owner).map_err(|error| chain(&error)));
-        }
+        Ok(())
     }
 
     /// Makes sure that no shim lives: waits a moment if it is about to leave, else kills it, which kills QEMU.
-    fn end_shim(&self, had_guest: bool) -> Result<(), String> {
+    fn end_shim(&self, had_guest: bool) -> Result<(), StepError> {
         let lock = self.lock();
         let ended = records::read_exit(&self.directory).is_some();
+        // Logs are held for their reader only where a guest wrote some.
         if had_guest && ended && wait_unlocked(&lock, LEAVE_TIMEOUT) || is_unlocked(&lock) {
             return Ok(());
         }
@@ -144,7 +231,11 @@ impl Undo {
                 return Ok(());
             }
         }
-        Err(format!("the shim that holds {} does not end", lock.display()))
+        Err(StepError::Shim(lock))
+    }
+
+    fn reach(&self, point: &str) {
+        steppe_points::reach(&format!("undo.{point}"), &self.key());
     }
 }
 
@@ -175,13 +266,29 @@ pub(crate) fn kill_holder(lock: &Path) {
     let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
         return;
     };
-    // Still held: so the number was its holder's when the descriptor was made, and not somebody's who came after.
-    if !is_unlocked(lock) {
+    // Still held, and by this very process: so the number was its holder's when the descriptor was made, and not that of
+    // somebody who came after, or whom somebody wrote into the file.
+    if !is_unlocked(lock) && has_open(pid, lock) {
         let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
     }
 }
 
-fn holder(lock: &Path) -> Option<Pid> {
+/// Whether a process has this very file open.
+fn has_open(pid: Pid, file: &Path) -> bool {
+    let Ok(wanted) = std::fs::metadata(file) else {
+        return false;
+    };
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    descriptors
+        .filter_map(|entry| std::fs::metadata(entry.path()).ok())
+        .any(|data| (data.dev(), data.ino()) == (wanted.dev(), wanted.ino()))
+}
+
+/// The process that says it holds the lock.
+pub(crate) fn holder(lock: &Path) -> Option<Pid> {
     let mut text = String::new();
     let _length = File::open(lock).ok()?.take(32).read_to_string(&mut text).ok()?;
     Pid::from_raw(text.trim().parse().ok()?)
@@ -213,7 +320,7 @@ mod tests {
         let header = Header {
             version: RECORD_VERSION,
             instance: "i".into(),
-            boot_id: "b".into(),
+            boot_id: records::boot_id(),
             task_id: "a/vm/1".into(),
             alloc_id: "a".into(),
             task_name: "vm".into(),
@@ -232,6 +339,7 @@ mod tests {
             },
             Step::Cgroups {
                 leaves: leaves.clone(),
+                memory_bytes: Some(1 << 20),
             },
             Step::Shim,
         ];
@@ -246,7 +354,7 @@ mod tests {
                     std::fs::create_dir_all(path).unwrap();
                     std::fs::write(path.join("control.sock"), "").unwrap();
                 }
-                Step::Cgroups { leaves } => cgroup::make(leaves).unwrap(),
+                Step::Cgroups { leaves, .. } => cgroup::make(leaves, 1 << 20).unwrap(),
                 _ => std::fs::write(undo.directory.join("plan.json"), "").unwrap(),
             }
         }
@@ -287,12 +395,75 @@ mod tests {
         std::fs::create_dir(host.leaves[0].join("somebody")).unwrap();
         let error = host.undo.run().unwrap_err().to_string();
         assert!(error.contains("cgroup/vm can't be removed"), "{error}");
+        let record = records::read(&host.undo.directory).unwrap().unwrap();
+        assert!(record.undo_begun());
+        assert_eq!(
+            record.last_failure().map(|(what, _)| what),
+            Some("remove-cgroups")
+        );
+        let entries = record.entries.len();
+        host.undo.run().unwrap_err();
+        let again = records::read(&host.undo.directory).unwrap().unwrap();
+        assert_eq!(again.entries.len(), entries, "the same failure is kept once");
         assert!(host.undo.directory.join("record").exists());
         assert!(!host.undo.run_directory.exists());
         assert!(!host.undo.leases.join("100000").exists());
         std::fs::remove_dir(host.leaves[0].join("somebody")).unwrap();
         host.undo.run().unwrap();
         assert!(!host.undo.directory.exists());
+    }
+
+    #[test]
+    fn a_record_that_can_not_be_read_is_not_acted_upon() {
+        let host = host(4);
+        let path = host.undo.directory.join("record");
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (damaged, wanted) in [
+            (text.replace("\"version\":2", "\"version\":3"), "has version 3"),
+            (text.clone() + "garbage\n", "line 6 of the record"),
+        ] {
+            std::fs::write(&path, damaged).unwrap();
+            let error = chain(&host.undo.run().unwrap_err());
+            assert!(error.contains("left alone") && error.contains(wanted), "{error}");
+            assert!(host.undo.run_directory.exists() && host.leaves[0].exists());
+        }
+        std::fs::write(&path, "").unwrap();
+        let lock = File::create(host.undo.lock()).unwrap();
+        lock.lock().unwrap();
+        assert!(chain(&host.undo.run().unwrap_err()).contains("left alone"));
+        drop(lock);
+        host.undo.run().unwrap();
+        assert!(!host.undo.directory.exists());
+    }
+
+    #[test]
+    fn after_a_restart_of_the_host_only_files_are_taken_back() {
+        let host = host(4);
+        let path = host.undo.directory.join("record");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace(&records::boot_id(), "earlier")).unwrap();
+        host.undo.run().unwrap();
+        assert!(!host.undo.directory.exists() && !host.undo.run_directory.exists());
+        // A group of that name is somebody else's by now.
+        assert!(host.leaves[0].exists());
+    }
+
+    #[test]
+    fn only_the_holder_itself_is_killed() {
+        let host = host(4);
+        let path = host.undo.lock();
+        let lock = File::create(&path).unwrap();
+        lock.lock().unwrap();
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        std::fs::write(&path, format!("{}\n", other.id())).unwrap();
+        kill_holder(&path);
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(
+            other.try_wait().unwrap().is_none(),
+            "a process was killed for a number in a file"
+        );
+        other.kill().unwrap();
+        other.wait().unwrap();
     }
 
     #[test]

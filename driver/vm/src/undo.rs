@@ -1,0 +1,156 @@
+//! What must be done, in which order, to take back everything that a task's record names?
+//!
+//! [`steps`] reads the record and answers with a list; whoever does it makes no choices. Each step does nothing where its
+//! work is done already, so an undo that was interrupted is simply done again.
+
+use std::path::PathBuf;
+
+use crate::record::Record;
+
+/// One step of an undo. Idempotent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UndoStep {
+    /// End the shim that holds the task's lock, and with it QEMU.
+    EndShim {
+        /// Whether the guest had been started: then a shim whose VM has ended is given time to hand out its logs.
+        had_guest: bool,
+    },
+    /// Kill what is in QEMU's control groups and wait until they are empty.
+    KillCgroups {
+        /// The task's leaves.
+        leaves: Vec<PathBuf>,
+    },
+    /// Wait until no process has one of the task's user ids: what says that QEMU is dead where there are no control groups.
+    WaitUids {
+        /// QEMU's user id, the first of the pair.
+        uid: u32,
+    },
+    /// Remove the control groups.
+    RemoveCgroups {
+        /// The task's leaves.
+        leaves: Vec<PathBuf>,
+    },
+    /// Remove the directory of the task's sockets.
+    RemoveRunDirectory {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Give the user ids back.
+    ReleaseUids {
+        /// QEMU's user id, the first of the pair.
+        uid: u32,
+    },
+    /// Remove the record, and with it the task's directory: only when everything else is done.
+    RemoveRecord,
+}
+
+impl UndoStep {
+    /// The step's word in records, events and messages.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::EndShim { .. } => "end-shim",
+            Self::KillCgroups { .. } => "kill-cgroups",
+            Self::WaitUids { .. } => "wait-uids",
+            Self::RemoveCgroups { .. } => "remove-cgroups",
+            Self::RemoveRunDirectory { .. } => "remove-run-directory",
+            Self::ReleaseUids { .. } => "release-uids",
+            Self::RemoveRecord => "remove-record",
+        }
+    }
+}
+
+/// The undo of what a record names, newest first. `None` for a task whose record was never written whole: nothing was
+/// begun for it.
+///
+/// `this_boot` says whether the host still runs the boot in which the record was written. If not, no process and no
+/// control group of the task exists, and one that looks like it (the same user id, the same name) is somebody else's.
+#[must_use]
+pub fn steps(record: Option<&Record>, this_boot: bool) -> Vec<UndoStep> {
+    let mut steps = Vec::new();
+    let Some(record) = record else {
+        return vec![UndoStep::RemoveRecord];
+    };
+    let leaves = record.leaves().to_vec();
+    if this_boot {
+        steps.push(UndoStep::EndShim {
+            had_guest: record.started_at_unix_ns().is_some(),
+        });
+        match (leaves.is_empty(), record.uid()) {
+            (false, _) => {
+                steps.push(UndoStep::KillCgroups {
+                    leaves: leaves.clone(),
+                });
+                steps.push(UndoStep::RemoveCgroups { leaves });
+            }
+            (true, Some(uid)) => steps.push(UndoStep::WaitUids { uid }),
+            (true, None) => {}
+        }
+    }
+    if let Some(path) = record.run_directory() {
+        steps.push(UndoStep::RemoveRunDirectory {
+            path: path.to_owned(),
+        });
+    }
+    // Every id that was named: an earlier one turned out to be somebody else's, who keeps it.
+    if let Some(uid) = record.uid() {
+        steps.push(UndoStep::ReleaseUids { uid });
+    }
+    steps.push(UndoStep::RemoveRecord);
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(steps: &[UndoStep]) -> Vec<&'static str> {
+        steps.iter().map(UndoStep::name).collect()
+    }
+
+    #[test]
+    fn newest_first_and_the_record_last() {
+        let text = include_str!("fixtures/record.v2");
+        let record = Record::parse(text).unwrap();
+        assert_eq!(
+            names(&steps(Some(&record), true)),
+            [
+                "end-shim",
+                "kill-cgroups",
+                "remove-cgroups",
+                "remove-run-directory",
+                "release-uids",
+                "remove-record"
+            ]
+        );
+        assert_eq!(
+            names(&steps(Some(&record), false)),
+            ["remove-run-directory", "release-uids", "remove-record"]
+        );
+    }
+
+    #[test]
+    fn only_what_was_named_is_taken_back() {
+        let text = include_str!("fixtures/record.v2");
+        let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at + 1).collect();
+        let of = |lines: usize| {
+            names(&steps(
+                Record::parse(&text[..ends[lines - 1]]).ok().as_ref(),
+                true,
+            ))
+        };
+        assert_eq!(of(1), ["end-shim", "remove-record"]);
+        assert_eq!(of(2), ["end-shim", "wait-uids", "release-uids", "remove-record"]);
+        assert_eq!(
+            of(3),
+            [
+                "end-shim",
+                "wait-uids",
+                "remove-run-directory",
+                "release-uids",
+                "remove-record"
+            ]
+        );
+        assert_eq!(names(&steps(None, true)), ["remove-record"]);
+    }
+}
