@@ -128,6 +128,21 @@ expect_disk() {
         fail "the file of job disk does not have what the guest wrote"
 }
 
+expect_ready() {
+    local tried
+    run ready
+    event() { nomad alloc status "$(newest_allocation ready | cut -d ' ' -f 1)" | grep -qF "$1"; }
+    patience 90 event 'the guest is ready after' || { why_not ready && fail "job ready does not say that its guest is ready"; }
+    console_says ready 'steppe-guest: ready' || fail "job ready is said to be ready before its console shows it"
+    nomad job stop -detach ready >/dev/null
+    expect_end ready
+    nomad job run -detach -var text=never jobs/ready.nomad.hcl >/dev/null
+    given_up() { allocation_is ready failed; }
+    patience 90 given_up || { why_not ready && fail "job ready with text=never has not failed"; }
+    tried=$(nomad alloc status "$(newest_allocation ready | cut -d ' ' -f 1)" | grep -cF 'was not ready within ready_timeout')
+    [ "$tried" -ge 1 ] || fail "job ready with text=never does not say why it failed"
+}
+
 # Every file in jobs/, run by an agent as it stands, does what its header says.
 jobs_run() {
     local job
