@@ -16,5 +16,9 @@ echo "properties and fuzzing of the pure crates"
 PROPTEST_RNG_SEED=$STEPPE_SEED PROPTEST_CASES=${STEPPE_CASES:-100000} \
     cargo test --quiet --locked --release --package steppe-image --package steppe-vm --package steppe-qemu
 
+# Not optimized: an overflow is then a panic.
+echo "a minute of bad input for each reader"
+STEPPE_FUZZ_SECONDS=60 cargo test --quiet --locked --package steppe-fuzz
+
 echo "200 starts and stops, 20 at a time"
 STEPPE_CYCLES=200 STEPPE_PARALLEL=20 cargo run --quiet --locked --package steppe-e2e -- e2e_cycles

@@ -127,7 +127,8 @@ const OPTIONS: &[Key] = &[
         "vm_uids",
         Kind::String,
         "\"1900000000-1900065535\"",
-        "range of user ids that VMs run as, two each; nobody else may use them",
+        "range of user ids that VMs run as, two each; nobody else may use them, agents on one host that don't share run_dir \
+         need one each",
         "vm_uids = \"1900000000-1900065535\"",
     ),
     key(

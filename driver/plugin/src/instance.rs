@@ -59,11 +59,6 @@ impl Instance {
         Ok(opened)
     }
 
-    /// Where user id leases are kept.
-    pub(crate) fn uid_leases(&self) -> PathBuf {
-        self.options.run_dir.join("uids")
-    }
-
     /// Where this instance's log files are.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         state_dir::log_dir(&self.options.state_dir).join(name)

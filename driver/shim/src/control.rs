@@ -22,7 +22,8 @@ struct Client {
     id: ClientId,
     socket: OwnedFd,
     lines: Lines,
-    greeted: bool,
+    /// The version that was agreed on, once it was.
+    version: Option<u32>,
     outgoing: Vec<u8>,
 }
 
@@ -60,7 +61,7 @@ impl Control {
             id: self.last_id,
             socket,
             lines,
-            greeted: false,
+            version: None,
             outgoing: Vec::new(),
         });
         self.last_id
@@ -126,8 +127,11 @@ impl Control {
 
     /// Tells every greeted client.
     pub(crate) fn announce(&mut self, state: &State) {
-        for client in self.clients.iter_mut().filter(|client| client.greeted) {
-            client.send(&Message::State { state: state.clone() });
+        for client in &mut self.clients {
+            if let Some(version) = client.version {
+                let state = state.in_version(version);
+                client.send(&Message::State { state });
+            }
         }
         self.forget_the_slow();
     }
@@ -148,7 +152,7 @@ impl Client {
     /// Collects the complete requests; false if the client breaks the protocol.
     fn requests(&mut self, state: &State, asked: &mut Vec<Asking>) -> bool {
         loop {
-            match (self.lines.take(), self.greeted) {
+            match (self.lines.take(), self.version.is_some()) {
                 (Ok(None), _) => return true,
                 (Err(_), _) => return false,
                 (Ok(Some(Request::Hello { min, max })), false) => {
@@ -157,10 +161,10 @@ impl Client {
                         self.send(&Message::Refused { reason });
                         return false;
                     };
-                    self.greeted = true;
+                    self.version = Some(version);
                     self.send(&Message::Hello {
                         version,
-                        state: state.clone(),
+                        state: state.in_version(version),
                     });
                 }
                 (Ok(Some(Request::Hello { .. })), true) | (Ok(Some(_)), false) => return false,

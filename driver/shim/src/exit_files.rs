@@ -78,7 +78,7 @@ fn fill(file: &mut File, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use steppe_vm::exit::{Asked, EXIT_VERSION, Reason, WaitStatus};
+    use steppe_vm::exit::{Asked, EXIT_VERSION, Oom, Reason, WaitStatus};
 
     use super::*;
 
@@ -94,7 +94,7 @@ mod tests {
             reason: Reason::None,
             complained: false,
             asked: Asked::Nothing,
-            oom: true,
+            oom: Oom::Limit,
             ended_at_unix_ns: 1,
         };
         files.write(&record, b"console", b"").unwrap();

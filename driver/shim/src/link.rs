@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use steppe_vm::exit::{Asked, Reason, WaitStatus};
+use steppe_vm::exit::{Asked, Oom, Reason, WaitStatus};
 
 use crate::console::TAIL_BYTES;
 
@@ -47,8 +47,8 @@ pub(crate) enum Fact {
         status: WaitStatus,
         /// When, in nanoseconds since 1970.
         at_unix_ns: u64,
-        /// Whether the kernel killed for its group's memory limit.
-        oom: bool,
+        /// Whether the kernel killed for want of memory.
+        oom: Oom,
     },
     /// The exit record is on disk.
     Recorded,
@@ -117,8 +117,8 @@ fn read_wish(packet: &[u8]) -> Option<Wish> {
 
 /// Sends one fact.
 pub(crate) fn send_fact(socket: &OwnedFd, fact: Fact) -> Result<(), Errno> {
-    let (kind, value, at, oom): (u8, i32, u64, bool) = match fact {
-        Fact::Executed { pid } => (1, pid, 0, false),
+    let (kind, value, at, oom): (u8, i32, u64, Oom) = match fact {
+        Fact::Executed { pid } => (1, pid, 0, Oom::None),
         Fact::Ended {
             status,
             at_unix_ns,
@@ -128,17 +128,17 @@ pub(crate) fn send_fact(socket: &OwnedFd, fact: Fact) -> Result<(), Errno> {
             WaitStatus::Signaled(signal) => (3, signal, at_unix_ns, oom),
             WaitStatus::Unknown => (4, 0, at_unix_ns, oom),
         },
-        Fact::Recorded => (5, 0, 0, false),
+        Fact::Recorded => (5, 0, 0, Oom::None),
     };
     let mut packet = [0; FACT_BYTES];
     packet[0] = kind;
     packet[1..5].copy_from_slice(&value.to_le_bytes());
     packet[5..13].copy_from_slice(&at.to_le_bytes());
-    packet[13] = u8::from(oom);
+    packet[13] = oom.to_byte();
     rustix::net::send(socket, &packet, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// Kind, a number, a time, a flag.
+/// Kind, a number, a time, whose want of memory.
 const FACT_BYTES: usize = 1 + 4 + 8 + 1;
 
 /// Receives one fact; `None` when the monitor is gone.
@@ -153,7 +153,7 @@ pub(crate) fn receive_fact(socket: &OwnedFd) -> Result<Option<Fact>, Errno> {
     let ended = |status| Fact::Ended {
         status,
         at_unix_ns,
-        oom: oom != 0,
+        oom: Oom::from_byte(oom),
     };
     Ok(match kind {
         1 => Some(Fact::Executed { pid: value }),
@@ -189,17 +189,17 @@ mod tests {
             Fact::Ended {
                 status: WaitStatus::Signaled(9),
                 at_unix_ns: u64::MAX,
-                oom: true,
+                oom: Oom::Host,
             },
             Fact::Ended {
                 status: WaitStatus::Exited(-1),
                 at_unix_ns: 1,
-                oom: false,
+                oom: Oom::None,
             },
             Fact::Ended {
                 status: WaitStatus::Unknown,
                 at_unix_ns: 1,
-                oom: false,
+                oom: Oom::None,
             },
             Fact::Recorded,
         ] {

@@ -203,7 +203,7 @@ pub(crate) fn run(
         pidfd: supervisor,
         link,
     };
-    let record = watch(
+    let watched = watch(
         prepared,
         &helper,
         &signals,
@@ -211,10 +211,12 @@ pub(crate) fn run(
         &surroundings.vm_cgroups,
         &reach,
     );
-    if let (Ok((record, seen)), Some(files)) = (&record, exit_files) {
+    if let (Ok(watched), Some(files)) = (&watched, exit_files) {
         reach("shim.exit-record.before");
+        // A plan of an older release comes from a plugin that reads the records of its own time.
+        let record = watched.record.clone().in_version(plan.version);
         // The room was taken at the start; should it fail all the same, those who are connected still learn the end.
-        if let Err(source) = files.write(record, &seen.console, &seen.stderr) {
+        if let Err(source) = files.write(&record, &watched.seen.console, &watched.seen.stderr) {
             crate::complain(&MonitorError::Room {
                 path: directory.unwrap_or(Path::new("")).to_owned(),
                 source,
@@ -222,18 +224,16 @@ pub(crate) fn run(
         }
         reach("shim.exit-record.after");
     }
-    let record = record.map(|(record, _)| record);
     helper.tell(Fact::Recorded);
-    // Without a QEMU there is nothing that the supervisor would have to bring to an end.
-    let timeout = if record.is_ok() {
-        SUPERVISOR_END_TIMEOUT
-    } else {
-        Duration::ZERO
+    // Without a QEMU there is nothing that the supervisor would have to bring to an end, and one that stands still won't.
+    let timeout = match &watched {
+        Ok(Watched { told: true, .. }) => SUPERVISOR_END_TIMEOUT,
+        _ => Duration::ZERO,
     };
     reach("shim.end.before");
     helper.end(timeout, &signals);
     reach("shim.end.after");
-    record
+    watched.map(|watched| watched.record)
 }
 
 fn stream_pair() -> Result<(OwnedFd, OwnedFd), MonitorError> {
@@ -267,6 +267,9 @@ fn listen(path: &Path) -> Result<OwnedFd, MonitorError> {
     Ok(socket)
 }
 
+/// Size of what a signal's descriptor gives for each (`struct signalfd_siginfo`).
+const SIGNAL_BYTES: usize = 128;
+
 /// The supervisor as the monitor sees it.
 struct Helper {
     pid: Pid,
@@ -280,8 +283,11 @@ impl Helper {
         let _ = link::send_fact(&self.link, fact);
     }
 
-    /// Lets the supervisor empty the logs, then makes sure that it is gone. A signal means that there is no time.
+    /// Lets the supervisor empty the logs, then makes sure that it is gone. A signal that comes now means that there is no
+    /// time; one that ended QEMU has had its effect.
     fn end(self, timeout: Duration, signals: &OwnedFd) {
+        let mut taken = [0; SIGNAL_BYTES];
+        while rustix::io::read(signals, &mut taken).is_ok_and(|length| length > 0) {}
         if !wait_readable(
             &[self.pidfd.as_fd(), signals.as_fd()],
             Some(Instant::now() + timeout),
@@ -293,6 +299,14 @@ impl Helper {
     }
 }
 
+/// A QEMU's life as the monitor saw it.
+struct Watched {
+    record: ExitRecord,
+    seen: Seen,
+    /// Whether the supervisor told what it saw.
+    told: bool,
+}
+
 /// From QEMU's exec to its end: what there is to record of it, and what the supervisor saw.
 fn watch(
     prepared: Prepared,
@@ -301,7 +315,7 @@ fn watch(
     teller: &mut Option<File>,
     vm_cgroups: &[PathBuf],
     reach: &dyn Fn(&str),
-) -> Result<(ExitRecord, Seen), MonitorError> {
+) -> Result<Watched, MonitorError> {
     reach("shim.execute.before");
     let (qemu_pid, qemu) = launch::spawn(&prepared)?;
     // QEMU's locks on its disks belong to the open files: our copies must not keep them alive.
@@ -320,8 +334,14 @@ fn watch(
         oom,
     });
     let seen = if supervised { receive_seen(helper) } else { None };
-    // shim-lost: where QEMU was killed because nobody spoke for it, how it ended is our own doing and says nothing.
-    let status = if supervised { status } else { WaitStatus::Unknown };
+    let status = match (&seen, status) {
+        // shim-lost: where QEMU was killed because nobody spoke for it, how it ended is our own doing and says nothing.
+        _ if !supervised => WaitStatus::Unknown,
+        // A status means something only together with what QMP said before it.
+        (None, WaitStatus::Exited(_)) => WaitStatus::Unknown,
+        (_, status) => status,
+    };
+    let told = seen.is_some();
     let seen = seen.unwrap_or(Seen {
         started: true,
         ..Seen::default()
@@ -336,14 +356,15 @@ fn watch(
         oom,
         ended_at_unix_ns,
     };
-    Ok((record, seen))
+    Ok(Watched { record, seen, told })
 }
 
 /// Waits until QEMU is dead; false if the supervisor was gone before.
 fn wait_for_end(qemu: &OwnedFd, helper: &Helper, signals: &OwnedFd) -> bool {
     let mut terminated_at: Option<Instant> = None;
+    let mut killed = false;
     loop {
-        let deadline = terminated_at.map(|at| at + TERMINATE_TIMEOUT);
+        let deadline = terminated_at.map(|at| at + TERMINATE_TIMEOUT).filter(|_| !killed);
         let watched = [
             qemu.as_fd(),
             helper.pidfd.as_fd(),
@@ -376,6 +397,7 @@ fn wait_for_end(qemu: &OwnedFd, helper: &Helper, signals: &OwnedFd) -> bool {
             terminated_at = Some(Instant::now());
         } else if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             kill(qemu);
+            killed = true;
         }
     }
 }

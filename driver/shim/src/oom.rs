@@ -1,10 +1,29 @@
-//! Did the kernel kill something in a control group because its memory limit was reached?
+//! Did the kernel kill something in a control group for want of memory, and whose?
 
 use std::path::{Path, PathBuf};
 
-/// Whether one of the groups counts such a kill.
-pub(crate) fn happened(groups: &[PathBuf]) -> bool {
-    groups.iter().any(|group| kills(group) > 0)
+use steppe_vm::exit::Oom;
+
+/// What the groups count. A kill is counted where the process was, whichever group above it, or the host, had too little.
+pub(crate) fn happened(groups: &[PathBuf]) -> Oom {
+    if !groups.iter().any(|group| kills(group) > 0) {
+        Oom::None
+    } else if groups.iter().any(|group| reached_limit(group)) {
+        Oom::Limit
+    } else {
+        Oom::Host
+    }
+}
+
+/// Whether the group's own limit was ever reached: `memory.failcnt` of version 1, `oom` in `memory.events.local` of 2.
+fn reached_limit(group: &Path) -> bool {
+    let read = |name| std::fs::read_to_string(group.join(name)).unwrap_or_default();
+    let events = read("memory.events.local");
+    let local = events.lines().filter_map(|line| line.strip_prefix("oom "));
+    local
+        .chain([read("memory.failcnt").as_str()])
+        .filter_map(|number| number.trim().parse::<u64>().ok())
+        .any(|count| count > 0)
 }
 
 /// Version 2 counts in `memory.events`, version 1 in `memory.oom_control`: lines of a word and a number in both.
@@ -35,6 +54,17 @@ mod tests {
             1
         );
         assert_eq!(count("oom_kill x\n"), 0);
-        assert!(!happened(&["/does/not/exist".into()]));
+        assert_eq!(happened(&["/does/not/exist".into()]), Oom::None);
+        let group = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(group.path().join(name), text).unwrap();
+        let groups = [group.path().to_owned()];
+        write("memory.oom_control", "oom_kill 1\n");
+        write("memory.failcnt", "0\n");
+        assert_eq!(happened(&groups), Oom::Host);
+        write("memory.failcnt", "7\n");
+        assert_eq!(happened(&groups), Oom::Limit);
+        std::fs::remove_file(group.path().join("memory.failcnt")).unwrap();
+        write("memory.events.local", "low 0\noom 1\noom_kill 1\n");
+        assert_eq!(happened(&groups), Oom::Limit);
     }
 }

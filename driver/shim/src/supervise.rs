@@ -462,19 +462,25 @@ impl Supervisor {
                     self.pending.push((id, Pending::Continue(None)));
                 }
             }
-            (Pending::Continue(client), result) => {
-                if result.is_ok() {
-                    self.started = true;
-                    if let Some(watch) = &mut self.watch {
-                        watch.start();
-                    }
-                    self.enter_running();
-                }
+            (Pending::Continue(client), Ok(_)) => self.on_started(client),
+            (Pending::Continue(client), Err(_)) => {
                 if let Some(client) = client {
                     self.control.answer(client, &message);
                 }
             }
             (Pending::Status, result) => self.on_status(&result.unwrap_or_default()),
+        }
+    }
+
+    /// The guest runs, as this client asked.
+    fn on_started(&mut self, client: Option<ClientId>) {
+        self.started = true;
+        if let Some(watch) = &mut self.watch {
+            watch.start();
+        }
+        self.enter_running();
+        if let Some(client) = client {
+            self.control.answer(client, &Message::Done);
         }
     }
 
@@ -494,15 +500,35 @@ impl Supervisor {
     fn on_event(&mut self, name: &str, data: &Value) {
         match name {
             _ if self.reason.is_verdict() => {}
-            "GUEST_PANICKED" => self.reason = Reason::GuestPanic,
+            "GUEST_PANICKED" => {
+                self.reason = Reason::GuestPanic;
+                self.watch = None;
+            }
             // A panic is followed by a shutdown for that panic; the first word is the more exact one.
             "SHUTDOWN" if self.reason != Reason::GuestPanic => {
                 let reason = data.get("reason").and_then(Value::as_str).unwrap_or_default();
                 self.reason = Reason::from_qmp(reason);
+                // It ends already, whatever the deadline finds.
+                self.watch = None;
             }
             "RESET" if data.get("guest") == Some(&Value::Bool(true)) => self.on_reset(),
+            // As good as the reply to `cont`, before which it comes: a guest that ends at once, through isa-debug-exit, ends
+            // QEMU without that reply (3 of 150 times).
+            "RESUME" => {
+                let continues = |(_, pending): &(CommandId, Pending)| matches!(pending, Pending::Continue(_));
+                if let Some(position) = self.pending.iter().position(continues)
+                    && let (_, Pending::Continue(client)) = self.pending.swap_remove(position)
+                {
+                    self.on_started(client);
+                }
+            }
             // We never stop a machine.
-            "STOP" => {
+            "STOP"
+                if !self
+                    .pending
+                    .iter()
+                    .any(|(_, pending)| *pending == Pending::Status) =>
+            {
                 if let Ok(id) = self.command(&query_status {}) {
                     self.pending.push((id, Pending::Status));
                 }

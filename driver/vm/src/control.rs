@@ -102,6 +102,21 @@ pub enum State {
     },
 }
 
+impl State {
+    /// The state in the words of a version of these lines.
+    #[must_use]
+    pub fn in_version(&self, version: u32) -> Self {
+        match self {
+            // Versions of the lines and of the exit record have gone up together so far.
+            Self::Exited { exit, stderr } => Self::Exited {
+                exit: exit.clone().in_version(version),
+                stderr: stderr.clone(),
+            },
+            other => other.clone(),
+        }
+    }
+}
+
 /// The version both sides speak: the newest that is in both ranges.
 #[must_use]
 pub fn agree(min: u32, max: u32) -> Option<u32> {
@@ -161,7 +176,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::{Asked, EXIT_VERSION, Reason, WaitStatus};
+    use crate::exit::{Asked, EXIT_VERSION, Oom, Reason, WaitStatus};
     use crate::record::line;
 
     #[test]
@@ -182,7 +197,7 @@ mod tests {
             reason: Reason::None,
             complained: false,
             asked: Asked::Kill,
-            oom: false,
+            oom: Oom::None,
             ended_at_unix_ns: 5,
         };
         let sent = [
@@ -233,7 +248,7 @@ mod tests {
         }
         assert_eq!(got.len(), 3);
         assert!(
-            matches!(&got[2], Message::State { state: State::Exited { exit, .. } } if !exit.oom && exit.version == 1)
+            matches!(&got[2], Message::State { state: State::Exited { exit, .. } } if exit.oom == Oom::None && exit.version == 1)
         );
     }
 

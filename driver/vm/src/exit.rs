@@ -27,11 +27,46 @@ pub struct ExitRecord {
     pub complained: bool,
     /// The strongest stop that the driver had asked for by then.
     pub asked: Asked,
-    /// Whether the kernel killed something in QEMU's control group because its memory limit was reached.
+    /// Whether the kernel killed something in QEMU's control group for want of memory.
     #[serde(default)]
-    pub oom: bool,
+    pub oom: Oom,
     /// When it ended, in nanoseconds since 1970 (UTC).
     pub ended_at_unix_ns: u64,
+}
+
+/// Whose want of memory made the kernel kill.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Oom {
+    /// Nobody's: it did not kill.
+    #[default]
+    None,
+    /// The VM's own control group had reached its limit.
+    Limit,
+    /// The host's, or a group's above the VM's.
+    Host,
+}
+
+impl Oom {
+    /// One byte for the frame between monitor and supervisor.
+    #[must_use]
+    pub fn to_byte(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Limit => 1,
+            Self::Host => 2,
+        }
+    }
+
+    /// The reverse of [`Oom::to_byte`]; an unknown byte is [`Oom::None`].
+    #[must_use]
+    pub fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Limit,
+            2 => Self::Host,
+            _ => Self::None,
+        }
+    }
 }
 
 /// How a process ended (wait(2)).
@@ -196,6 +231,8 @@ pub enum Cause {
     Signal(i32),
     /// The kernel killed QEMU because its control group's memory limit was reached.
     OutOfMemory,
+    /// The kernel killed QEMU because the host's memory, or that of a group above the VM's, was used up.
+    HostOutOfMemory,
     /// QEMU met an error in executing the guest and stopped it for good.
     InternalError,
     /// QEMU crashed by this signal.
@@ -241,9 +278,14 @@ impl ExitRecord {
         match (self.status, self.reason) {
             (WaitStatus::Unknown, _) => Cause::ShimLost,
             (_, Reason::Broken) => Cause::Broken,
-            // The kernel's kill leaves no event; the driver's own kill may come on top of it.
-            (WaitStatus::Signaled(SIGKILL), Reason::None) if self.oom && self.asked != Asked::Kill => {
-                Cause::OutOfMemory
+            // The kernel's kill leaves no event. The driver's own kill may come on top of it, and so may the supervisor's.
+            (WaitStatus::Signaled(SIGKILL), reason)
+                if self.oom != Oom::None && self.asked != Asked::Kill && !reason.is_verdict() =>
+            {
+                match self.oom {
+                    Oom::Limit => Cause::OutOfMemory,
+                    Oom::None | Oom::Host => Cause::HostOutOfMemory,
+                }
             }
             (status, _) if !self.started => Cause::NotStarted(status),
             (_, Reason::ResetLoop) => Cause::ResetLoop,
@@ -272,11 +314,29 @@ impl ExitRecord {
     pub fn outcome(&self) -> Outcome {
         self.cause().outcome(self.asked)
     }
+
+    /// The record in the words of a version, for a plugin of that time: version 1 has fewer reasons.
+    #[must_use]
+    pub fn in_version(self, version: u32) -> Self {
+        if version >= 2 {
+            return self;
+        }
+        let reason = match self.reason {
+            Reason::HostReset => Reason::Other,
+            verdict if verdict.is_verdict() => Reason::Broken,
+            known => known,
+        };
+        Self {
+            version: 1,
+            reason,
+            ..self
+        }
+    }
 }
 
 impl Cause {
     /// One of each, for the table that people read.
-    pub const EXAMPLES: [Self; 18] = [
+    pub const EXAMPLES: [Self; 19] = [
         Self::GuestPoweroff,
         Self::GuestExit(3),
         Self::GuestReset,
@@ -289,6 +349,7 @@ impl Cause {
         Self::Signal(0),
         Self::Signal(SIGKILL),
         Self::OutOfMemory,
+        Self::HostOutOfMemory,
         Self::InternalError,
         Self::Crashed(11),
         Self::Failed(2),
@@ -312,6 +373,7 @@ impl Cause {
             Self::Killed => "killed",
             Self::Signal(_) => "signal",
             Self::OutOfMemory => "out-of-memory",
+            Self::HostOutOfMemory => "host-out-of-memory",
             Self::InternalError => "internal-error",
             Self::Crashed(_) => "qemu-crash",
             Self::Failed(_) => "qemu-failed",
@@ -328,7 +390,7 @@ impl Cause {
         let (exit_code, signal) = match self {
             Self::GuestPoweroff => (0, 0),
             Self::GuestExit(code) => (i32::from(code), 0),
-            Self::Quit | Self::Killed | Self::OutOfMemory => (128 + SIGKILL, SIGKILL),
+            Self::Quit | Self::Killed | Self::OutOfMemory | Self::HostOutOfMemory => (128 + SIGKILL, SIGKILL),
             // wait(2) has seven bits for it; a record that says more was written by nobody of ours.
             Self::Signal(signal @ 1..=127) | Self::Crashed(signal @ 1..=127) => (128 + signal, signal),
             _ => (1, 0),
@@ -337,7 +399,7 @@ impl Cause {
             name: self.name(),
             exit_code,
             signal,
-            oom_killed: self == Self::OutOfMemory,
+            oom_killed: matches!(self, Self::OutOfMemory | Self::HostOutOfMemory),
             sentence: self.sentence(asked),
         }
     }
@@ -357,6 +419,7 @@ impl Cause {
             Self::OutOfMemory => {
                 "QEMU needed more than the VM's memory limit and was killed by the kernel; raise resources.memory"
             }
+            Self::HostOutOfMemory => "the host ran out of memory, and its kernel killed QEMU",
             Self::InternalError => "QEMU could not go on executing the guest (internal error) and was killed",
             Self::Broken => "QEMU broke the QMP protocol or fell silent, and was killed",
             Self::NotStarted(WaitStatus::Unknown) => "QEMU ended before the guest was started",
@@ -455,7 +518,7 @@ mod tests {
             reason,
             complained: false,
             asked,
-            oom: false,
+            oom: Oom::None,
             ended_at_unix_ns: 1,
         }
     }
@@ -534,12 +597,18 @@ mod tests {
         };
         assert_eq!(fatal.cause(), C::Failed(1));
         let oom = |asked| ExitRecord {
-            oom: true,
+            oom: Oom::Limit,
             ..record(Signaled(9), Reason::None, asked)
         };
         assert_eq!(oom(Asked::PowerButton).cause(), C::OutOfMemory);
         assert!(oom(Asked::Nothing).outcome().oom_killed);
         assert_eq!(oom(Asked::Kill).cause(), C::Killed);
+        let late = ExitRecord {
+            reason: Reason::GuestShutdown,
+            oom: Oom::Host,
+            ..oom(Asked::Quit)
+        };
+        assert_eq!(late.cause(), C::HostOutOfMemory);
     }
 
     #[test]
@@ -547,7 +616,7 @@ mod tests {
         let table = reference();
         // A cause without a row would have to be added to the examples: one name per variant of the enum.
         let names: std::collections::BTreeSet<_> = Cause::EXAMPLES.iter().map(|cause| cause.name()).collect();
-        assert_eq!(names.len(), 17);
+        assert_eq!(names.len(), 18);
         for name in names {
             assert!(table.contains(&format!("| `{name}` |")), "{table}");
         }
@@ -559,6 +628,27 @@ mod tests {
         assert_eq!((old.version, old.cause()), (1, Cause::Signal(9)));
         let new: ExitRecord = serde_json::from_str(include_str!("fixtures/exit.v2.json")).unwrap();
         assert_eq!((new.version, new.cause()), (2, Cause::OutOfMemory));
+    }
+
+    /// What this release writes for a plugin of the previous one, which knows fewer words, is read by that one.
+    #[test]
+    fn an_older_plugin_is_told_in_its_words() {
+        const KNOWN: [&str; 8] = [
+            "none",
+            "guest-shutdown",
+            "guest-reset",
+            "guest-panic",
+            "host-signal",
+            "host-quit",
+            "other",
+            "broken",
+        ];
+        for reason in REASONS {
+            let old = record(WaitStatus::Signaled(9), reason, Asked::Nothing).in_version(1);
+            let word = serde_json::to_value(old.reason).unwrap();
+            assert!(KNOWN.contains(&word.as_str().unwrap()), "{reason:?}");
+            assert_eq!(old.version, 1);
+        }
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub enum Step {
         /// The signal that Nomad named, may be empty.
         signal: String,
     },
+    /// The shim is killed, and QEMU with it: it didn't answer.
+    Kill,
     /// A later process of the plugin found the VM again.
     Recover {
         /// That process's id.
@@ -120,18 +122,19 @@ impl Step {
             Self::Shim => "shim",
             Self::Running { .. } => "running",
             Self::Stop { .. } => "stop",
+            Self::Kill => "kill",
             Self::Recover { .. } => "recover",
             Self::Undo => "undo",
             Self::UndoFailed { .. } => "undo-failed",
         }
     }
 
-    /// Whether an undo can do without it: it only tells the task's history.
+    /// Whether an undo can do without it: it only tells the task's history. Version 1 knows none of these.
     #[must_use]
     pub fn is_history(&self) -> bool {
         matches!(
             self,
-            Self::Stop { .. } | Self::Recover { .. } | Self::UndoFailed { .. }
+            Self::Stop { .. } | Self::Kill | Self::Recover { .. } | Self::UndoFailed { .. }
         )
     }
 }
@@ -151,6 +154,12 @@ pub enum RecordError {
     /// There is no complete first line.
     #[error("the record is empty or cut off in its first line")]
     Empty,
+    /// It is longer than [`RECORD_MAX_BYTES`].
+    #[error("the record is longer than {RECORD_MAX_BYTES} bytes")]
+    TooLong,
+    /// It isn't text.
+    #[error("the record is not UTF-8 text")]
+    Text,
     /// The first line is not a header.
     #[error("the record's first line is not readable")]
     Header(#[source] serde_json::Error),
@@ -172,16 +181,20 @@ pub enum RecordError {
 }
 
 impl Record {
-    /// Reads a record from its text. A last line without its newline was never begun and is left out.
+    /// Reads a record from its bytes. A last line without its newline was never begun and is left out.
     ///
     /// # Errors
     /// [`RecordError`] says what is wrong with it.
-    pub fn parse(text: &str) -> Result<Self, RecordError> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, RecordError> {
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        if bytes.len() as u64 > RECORD_MAX_BYTES {
+            return Err(RecordError::TooLong);
+        }
+        let end = bytes.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+        let complete = std::str::from_utf8(&bytes[..end]).map_err(|_| RecordError::Text)?;
         let mut lines = complete.split('\n');
         let first = lines
             .next()
@@ -251,6 +264,18 @@ impl Record {
         self.steps().any(|step| *step == Step::Undo)
     }
 
+    /// Whether a shim may live for the task: it is started only after this was named.
+    #[must_use]
+    pub fn may_have_shim(&self) -> bool {
+        self.steps().any(|step| *step == Step::Shim)
+    }
+
+    /// Whether the shim was killed because it didn't answer.
+    #[must_use]
+    pub fn shim_was_killed(&self) -> bool {
+        self.steps().any(|step| *step == Step::Kill)
+    }
+
     /// The last step of the undo that failed, and why.
     #[must_use]
     pub fn last_failure(&self) -> Option<(&str, &str)> {
@@ -273,6 +298,9 @@ pub fn line(value: &impl Serialize) -> String {
 /// Length of an allocation id (a UUID in text).
 const ALLOC_ID_LENGTH: usize = 36;
 
+/// Length of the task's part of a key.
+const TASK_HASH_LENGTH: usize = 8;
+
 /// The name of a task's directories: the allocation id, so that an operator finds it, and eight hex digits of the task
 /// id's SHA-256, because an allocation has several tasks and a task several starts. Short enough for a socket's path
 /// (108 bytes), and safe as a file name whatever the ids are.
@@ -281,8 +309,20 @@ pub fn task_key(alloc_id: &str, task_id: &str) -> String {
     format!(
         "{}.{}",
         alloc_part(alloc_id),
-        &hex(&Sha256::digest(task_id.as_bytes()))[..8]
+        &hex(&Sha256::digest(task_id.as_bytes()))[..TASK_HASH_LENGTH]
     )
+}
+
+/// Whether a name has the form of a [`task_key`].
+#[must_use]
+pub fn is_key(name: &str) -> bool {
+    let hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    name.split_once('.').is_some_and(|(alloc, task)| {
+        alloc.len() == ALLOC_ID_LENGTH
+            && alloc.split('-').all(hex)
+            && task.len() == TASK_HASH_LENGTH
+            && hex(task)
+    })
 }
 
 /// Whether a key is of a task of this allocation.
@@ -361,7 +401,7 @@ mod tests {
             text.push_str(&line(entry));
             assert!(line(entry).contains(&format!("\"step\":\"{}\"", entry.step.name())));
         }
-        let record = Record::parse(&text).unwrap();
+        let record = Record::parse(text.as_bytes()).unwrap();
         assert_eq!(
             record,
             Record {
@@ -380,12 +420,12 @@ mod tests {
     /// Files as each version wrote them: what is on hosts today is read tomorrow.
     #[test]
     fn fixtures_of_each_version_are_read() {
-        let old = Record::parse(include_str!("fixtures/record.v1")).unwrap();
+        let old = Record::parse(include_bytes!("fixtures/record.v1")).unwrap();
         assert_eq!((old.header.version, old.uid()), (1, Some(1_900_011_482)));
         assert_eq!(old.leaves().len(), 6);
         assert!(old.started_at_unix_ns().is_some() && !old.undo_begun());
         assert!(old.entries.iter().all(|entry| entry.at_unix_ns == 0));
-        let new = Record::parse(include_str!("fixtures/record.v2")).unwrap();
+        let new = Record::parse(include_bytes!("fixtures/record.v2")).unwrap();
         assert_eq!((new.header.version, new.entries.len()), (2, life().len()));
         for (entry, step) in new.entries.iter().zip(life()) {
             assert_eq!(entry.step.name(), step.name());
@@ -396,12 +436,12 @@ mod tests {
     fn a_cut_last_line_was_never_begun() {
         let whole = line(&header()) + &line(&entry(Step::Uids { uid: 5 }));
         for end in line(&header()).len()..whole.len() {
-            let record = Record::parse(&whole[..end]).unwrap();
+            let record = Record::parse(&whole.as_bytes()[..end]).unwrap();
             assert_eq!(record.entries, [], "cut at {end}");
         }
         for end in 0..line(&header()).len() {
             assert!(
-                matches!(Record::parse(&whole[..end]), Err(RecordError::Empty)),
+                matches!(Record::parse(&whole.as_bytes()[..end]), Err(RecordError::Empty)),
                 "cut at {end}"
             );
         }
@@ -411,13 +451,23 @@ mod tests {
     fn other_versions_and_garbage_are_refused() {
         for other in [0, 3] {
             let text = line(&header()).replacen("\"version\":2", &format!("\"version\":{other}"), 1);
-            assert!(matches!(Record::parse(&text), Err(RecordError::Version(version)) if version == other));
+            assert!(
+                matches!(Record::parse(text.as_bytes()), Err(RecordError::Version(version)) if version == other)
+            );
         }
-        assert!(matches!(Record::parse("garbage\n"), Err(RecordError::Header(_))));
+        assert!(matches!(Record::parse(b"garbage\n"), Err(RecordError::Header(_))));
         assert!(matches!(
-            Record::parse(&(line(&header()) + "garbage\n")),
+            Record::parse((line(&header()) + "garbage\n").as_bytes()),
             Err(RecordError::Step { line: 2, .. })
         ));
+        let mut bytes = line(&header()).into_bytes();
+        bytes.extend(b"{\"step\":\"run-directory\",\"path\":\"/run/\xff\"}\n");
+        assert!(matches!(Record::parse(&bytes), Err(RecordError::Text)));
+        // A cut line may end anywhere, within a character too.
+        let _newline = bytes.pop();
+        assert_eq!(Record::parse(&bytes).unwrap().entries, []);
+        let long = vec![b'\n'; 256 * 1024 + 1];
+        assert!(matches!(Record::parse(&long), Err(RecordError::TooLong)));
     }
 
     #[test]
@@ -443,6 +493,18 @@ mod tests {
             );
             assert!(!key.starts_with('.'));
             assert!(key_is_of(&key, alloc) && !key_is_of(&key, "other"));
+            assert!(is_key(&key), "{key}");
+        }
+        for other in [
+            "lost+found",
+            "record",
+            "",
+            ".",
+            "..",
+            &key[1..],
+            &format!("{key}.old"),
+        ] {
+            assert!(!is_key(other), "{other}");
         }
     }
 }

@@ -45,6 +45,19 @@ pub enum UndoStep {
 }
 
 impl UndoStep {
+    /// Whether it ends processes, and its success proves that they are dead. Where such a step failed, nothing is given
+    /// back that a living VM still uses: not its sockets, and least of all its user ids.
+    #[must_use]
+    pub fn ends_processes(&self) -> bool {
+        matches!(
+            self,
+            Self::EndShim { .. }
+                | Self::KillCgroups { .. }
+                | Self::WaitUids { .. }
+                | Self::RemoveCgroups { .. }
+        )
+    }
+
     /// The step's word in records, events and messages.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -111,7 +124,7 @@ mod tests {
     #[test]
     fn newest_first_and_the_record_last() {
         let text = include_str!("fixtures/record.v2");
-        let record = Record::parse(text).unwrap();
+        let record = Record::parse(text.as_bytes()).unwrap();
         assert_eq!(
             names(&steps(Some(&record), true)),
             [
@@ -135,7 +148,7 @@ mod tests {
         let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at + 1).collect();
         let of = |lines: usize| {
             names(&steps(
-                Record::parse(&text[..ends[lines - 1]]).ok().as_ref(),
+                Record::parse(&text.as_bytes()[..ends[lines - 1]]).ok().as_ref(),
                 true,
             ))
         };

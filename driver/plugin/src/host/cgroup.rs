@@ -81,8 +81,9 @@ pub(crate) fn is_vm(leaf: &Path) -> bool {
     leaf.file_name().is_some_and(|name| name == "vm")
 }
 
-/// Makes the leaves, those that are there stay, and limits QEMU's memory.
-pub(crate) fn make(leaves: &[PathBuf], memory_bytes: u64) -> Result<(), CgroupError> {
+/// Makes the leaves, those that are there stay, and limits QEMU's memory; false where no group has a memory controller.
+pub(crate) fn make(leaves: &[PathBuf], memory_bytes: u64) -> Result<bool, CgroupError> {
+    let mut limited = false;
     for leaf in leaves {
         match std::fs::create_dir(leaf) {
             Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
@@ -94,21 +95,23 @@ pub(crate) fn make(leaves: &[PathBuf], memory_bytes: u64) -> Result<(), CgroupEr
             _ => {}
         }
         if is_vm(leaf) {
-            limit_memory(leaf, memory_bytes)?;
+            limited |= limit_memory(leaf, memory_bytes)?;
         }
     }
-    Ok(())
+    Ok(limited)
 }
 
 /// Version 1 and version 2 have different files, and only the memory controller's group has either.
-fn limit_memory(leaf: &Path, bytes: u64) -> Result<(), CgroupError> {
+fn limit_memory(leaf: &Path, bytes: u64) -> Result<bool, CgroupError> {
+    let mut limited = false;
     for name in ["memory.limit_in_bytes", "memory.max"] {
         let path = leaf.join(name);
         if path.exists() {
             std::fs::write(&path, bytes.to_string()).map_err(|source| CgroupError::Limit { path, source })?;
+            limited = true;
         }
     }
-    Ok(())
+    Ok(limited)
 }
 
 /// Kills what is in QEMU's leaves and waits until they are empty: only emptiness proves death.
@@ -211,8 +214,12 @@ mod tests {
         for nothing in ["", "/does/not/exist", &path("cpuset/nomad/share")] {
             assert_eq!(leaves(nothing, "a", "../escape"), Vec::<PathBuf>::new());
         }
-        make(&v2, 1 << 20).unwrap();
-        make(&v2, 1 << 20).unwrap();
+        assert!(!make(&v2, 1 << 20).unwrap());
+        std::fs::write(v2[0].join("memory.max"), "max\n").unwrap();
+        assert!(make(&v2, 1 << 20).unwrap());
+        let limit = std::fs::read_to_string(v2[0].join("memory.max")).unwrap();
+        assert_eq!(limit, "1048576");
+        std::fs::remove_file(v2[0].join("memory.max")).unwrap();
         assert!(v2[0].is_dir());
         remove(&v2).unwrap();
         remove(&v2).unwrap();

@@ -166,7 +166,7 @@ fn some_of(names: &[String]) -> String {
 }
 
 /// Runs `qemu --version` with a deadline and nothing of ours to inherit.
-fn ask_version(qemu: &Path) -> Option<String> {
+pub(crate) fn ask_version(qemu: &Path) -> Option<String> {
     use std::io::Read;
     use std::process::{Command, Stdio};
     let mut child = Command::new(qemu)

@@ -1,7 +1,7 @@
 //! How does a task's record get onto the disk and back?
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ pub(crate) enum RecordFileError {
         source: RecordError,
     },
     #[error(
-        "record {path} is {what}, so nothing in it is believed: find out who put it there, and remove it by hand"
+        "record {path} is {what}, so nothing in it is believed: find out how it came there, and remove it by hand"
     )]
     Foreign { path: PathBuf, what: &'static str },
 }
@@ -107,8 +107,16 @@ fn now(step: &Step) -> Entry {
     }
 }
 
-/// Appends a line whole or not at all: half of one, followed by another, could not be read again.
+/// Appends a line whole or not at all: half of one, followed by another, could not be read again. One writer at a time: a
+/// stop, a recovery and an undo of the same task may meet.
 fn append_line(file: &mut File, entry: &Entry) -> io::Result<()> {
+    file.lock()?;
+    let written = append_locked(file, entry);
+    file.unlock()?;
+    written
+}
+
+fn append_locked(file: &mut File, entry: &Entry) -> io::Result<()> {
     let length = file.metadata()?.len();
     file.write_all(line(entry).as_bytes()).inspect_err(|_| {
         // Best effort: a reader leaves out a last line that was cut.
@@ -126,7 +134,7 @@ fn open(path: &Path, write: bool) -> Result<File, RecordFileError> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let opened = File::options()
         .read(true)
-        .write(write)
+        .append(write)
         .custom_flags(flags.bits().cast_signed())
         .open(path);
     let file = match opened {
@@ -151,6 +159,13 @@ fn open(path: &Path, write: bool) -> Result<File, RecordFileError> {
     if data.uid() != rustix::process::geteuid().as_raw() {
         return Err(foreign("another user's file"));
     }
+    if data.nlink() == 0 {
+        // Removed since it was opened.
+        return Err(RecordFileError::Io {
+            path: path.to_owned(),
+            source: io::ErrorKind::NotFound.into(),
+        });
+    }
     if data.mode() & 0o022 != 0 || data.nlink() != 1 {
         return Err(foreign("a file that others can write"));
     }
@@ -168,56 +183,75 @@ pub(crate) fn read(directory: &Path) -> Result<Option<Record>, RecordFileError> 
         }
         Err(error) => return Err(error),
     };
-    if let Err(source) = file.take(RECORD_MAX_BYTES).read_to_end(&mut text) {
+    // One byte more than is accepted, so that a longer one is noticed.
+    if let Err(source) = file.take(RECORD_MAX_BYTES + 1).read_to_end(&mut text) {
         return Err(RecordFileError::Io { path, source });
     }
-    let text = String::from_utf8_lossy(&text);
     Record::parse(&text)
         .map(Some)
         .map_err(|source| RecordFileError::Format { path, source })
 }
 
 /// Appends a step to a record that another process may have begun. What only tells the task's history is left out where
-/// the record is long already.
+/// the record is long already, or of a version whose readers don't know it.
 pub(crate) fn append(directory: &Path, step: &Step) -> Result<(), RecordFileError> {
     let path = directory.join(RECORD);
-    let mut file = open(&path, true)?;
-    let mut append = || -> io::Result<()> {
-        let length = end_of_last_line(&mut file)?;
-        if step.is_history() && length > RECORD_FULL_BYTES {
-            return Ok(());
-        }
-        if length < file.metadata()?.len() {
-            file.set_len(length)?;
-        }
-        let _end = file.seek(SeekFrom::End(0))?;
-        append_line(&mut file, &now(step))
-    };
-    append().map_err(|source| RecordFileError::Io {
+    let failed = |source| RecordFileError::Io {
         path: path.clone(),
         source,
-    })
-}
-
-/// Where the last whole line ends: what comes after it was never begun, and a new line must not be joined to it.
-fn end_of_last_line(file: &mut File) -> io::Result<u64> {
+    };
+    let mut file = open(&path, true)?;
+    file.lock().map_err(failed)?;
     let mut text = Vec::new();
-    file.rewind()?;
-    let _length = Read::by_ref(file).take(RECORD_MAX_BYTES).read_to_end(&mut text)?;
-    let end = text.iter().rposition(|byte| *byte == b'\n');
-    Ok(end.map_or(0, |at| at as u64 + 1))
+    let _length = Read::by_ref(&mut file)
+        .take(RECORD_MAX_BYTES + 1)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
+    let record = Record::parse(&text).map_err(|source| RecordFileError::Format {
+        path: path.clone(),
+        source,
+    })?;
+    let full = text.len() as u64 > RECORD_FULL_BYTES;
+    if step.is_history() && (full || record.header.version < 2) {
+        return Ok(());
+    }
+    // What comes after the last whole line was never begun, and a new line must not be joined to it.
+    let end = text
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1);
+    if end < text.len() {
+        file.set_len(end as u64).map_err(failed)?;
+    }
+    append_locked(&mut file, &now(step)).map_err(failed)
 }
 
-/// Removes a task's directory, the record last: until then the task can be undone once more.
+/// Names of what else is in a task's directory.
+const OTHERS: [&str; 6] = [
+    "plan.json",
+    "shim.lock",
+    "exit.json",
+    "exit.json.new",
+    "console.tail",
+    "stderr.tail",
+];
+
+/// Removes a task's directory, the record last: until then the task can be undone once more. A file that nobody of us put
+/// there keeps both.
 pub(crate) fn remove(directory: &Path) -> Result<(), RecordFileError> {
     let remove = || -> io::Result<()> {
+        for name in OTHERS {
+            remove_if_there(&directory.join(name))?;
+        }
         for entry in std::fs::read_dir(directory)? {
-            let path = entry?.path();
-            if path.file_name().is_some_and(|name| name != RECORD) {
-                remove_if_there(&path)?;
+            let entry = entry?;
+            if entry.file_name() != RECORD {
+                let text = format!("{} is not ours", entry.path().display());
+                return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, text));
             }
         }
-        std::fs::remove_dir_all(directory)
+        remove_if_there(&directory.join(RECORD))?;
+        std::fs::remove_dir(directory)
     };
     match remove() {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RecordFileError::Io {
@@ -304,6 +338,51 @@ mod tests {
         let record = read(&directory).unwrap().unwrap();
         assert_eq!(record.entries.len(), 1);
         assert!(record.undo_begun() && record.entries[0].at_unix_ns > 0);
+    }
+
+    #[test]
+    fn a_record_of_version_1_gets_no_words_that_its_release_does_not_know() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("key");
+        let old = Header {
+            version: 1,
+            ..header()
+        };
+        drop(RecordFile::create(&directory, &old).unwrap());
+        append(&directory, &Step::Recover { plugin_pid: 1 }).unwrap();
+        append(&directory, &Step::Undo).unwrap();
+        let record = read(&directory).unwrap().unwrap();
+        assert_eq!(record.entries.len(), 1);
+    }
+
+    #[test]
+    fn writers_who_meet_lose_no_line() {
+        const EACH: usize = 200;
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("key");
+        drop(RecordFile::create(&directory, &header()).unwrap());
+        let signal = String::new();
+        std::thread::scope(|scope| {
+            for step in [Step::Undo, Step::Stop { signal }] {
+                let directory = &directory;
+                scope.spawn(move || (0..EACH).for_each(|_| append(directory, &step).unwrap()));
+            }
+        });
+        assert_eq!(read(&directory).unwrap().unwrap().entries.len(), 2 * EACH);
+    }
+
+    #[test]
+    fn strange_files_keep_their_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("key");
+        drop(RecordFile::create(&directory, &header()).unwrap());
+        std::fs::write(directory.join("plan.json"), "").unwrap();
+        std::fs::write(directory.join("notes"), "").unwrap();
+        assert!(remove(&directory).is_err());
+        assert!(directory.join("notes").exists() && directory.join(RECORD).exists());
+        std::fs::remove_file(directory.join("notes")).unwrap();
+        remove(&directory).unwrap();
+        assert!(!directory.exists());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use steppe_vm::record::key_is_of;
+use steppe_vm::record::{is_key, key_is_of};
 
 /// Version of the `instance` file.
 const INSTANCE_VERSION: u32 = 1;
@@ -32,7 +32,8 @@ pub(crate) enum StateError {
         source: io::Error,
     },
     #[error(
-        "state_dir {path} is in use by another agent's driver (process {holder}): give each agent a state_dir of its own"
+        "state_dir {path} is in use by another agent's driver (process {holder}): give each agent a state_dir of its own; if \
+         that agent is gone, its driver ends within 2 min"
     )]
     Locked { path: PathBuf, holder: String },
     #[error(
@@ -118,7 +119,8 @@ impl StateDir {
         let mut keys = Vec::new();
         for entry in std::fs::read_dir(&path).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            keys.extend(name.to_str().map(str::to_owned));
+            // Whatever else is there is not ours.
+            keys.extend(name.to_str().filter(|name| is_key(name)).map(str::to_owned));
         }
         Ok(keys)
     }

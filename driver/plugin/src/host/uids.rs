@@ -71,13 +71,31 @@ pub(crate) fn wait_unused(uid: u32, timeout: Duration) -> Result<(), LeaseError>
     Ok(())
 }
 
-fn in_use(uid: u32) -> bool {
+/// Whether a process has one of a pair's ids.
+pub(crate) fn in_use(uid: u32) -> bool {
     // The owner of a process's directory is its effective user.
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let owners = processes
         .filter_map(|entry| entry.metadata().ok())
         .map(|data| data.uid());
     owners.into_iter().any(|owner| owner == uid || owner == uid + 1)
+}
+
+/// Whether a pair is leased by this owner.
+pub(crate) fn is_leased_by(directory: &Path, uid: u32, owner: &str) -> bool {
+    std::fs::read_link(link(directory, uid)).is_ok_and(|holder| holder == Path::new(owner))
+}
+
+/// All pairs that a driver instance has leased, each with the task's key.
+pub(crate) fn leased_by(directory: &Path, instance: &str) -> Vec<(u32, String)> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let of_instance = |entry: std::fs::DirEntry| {
+        let uid = entry.file_name().to_str()?.parse().ok()?;
+        let owner = std::fs::read_link(entry.path()).ok()?;
+        let (holder, key) = owner.to_str()?.split_once('/')?;
+        (holder == instance).then(|| (uid, key.to_owned()))
+    };
+    entries.filter_map(of_instance).collect()
 }
 
 /// Gives a pair back, if it is this owner's.

@@ -20,12 +20,19 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes a running VM known, and follows it to its end.
 pub(crate) fn adopt(
-    driver: &Arc<Driver>,
+    driver: &Driver,
     header: Header,
     started_at_unix_ns: u64,
     shim: Shim,
     undo: Arc<Undo>,
 ) -> Arc<Task> {
+    let task = follow(header, started_at_unix_ns, shim, undo);
+    driver.tasks.insert(Arc::clone(&task));
+    task
+}
+
+/// Follows a running VM to its end, without making it known to Nomad's calls.
+pub(super) fn follow(header: Header, started_at_unix_ns: u64, shim: Shim, undo: Arc<Undo>) -> Arc<Task> {
     let (sender, ended) = watch::channel(None);
     let follower = Follower {
         header: header.clone(),
@@ -36,7 +43,7 @@ pub(crate) fn adopt(
         let end = follower.end().await;
         sender.send_replace(Some(end));
     }));
-    let task = Arc::new(Task {
+    Arc::new(Task {
         header,
         started_at_unix_ns,
         shim: Some(shim),
@@ -44,9 +51,7 @@ pub(crate) fn adopt(
         said: AtomicBool::new(false),
         waiting: AtomicUsize::new(0),
         undo,
-    });
-    driver.tasks.insert(Arc::clone(&task));
-    task
+    })
 }
 
 /// Waits for one VM's end.
@@ -83,16 +88,21 @@ pub(crate) async fn recorded(exit: ExitRecord, undo: &Undo) -> Ended {
 
 /// The end of a VM whose shim doesn't speak: what it wrote down, or that it was lost. `None` while the shim lives.
 pub(crate) async fn settle(undo: &Undo) -> Option<Ended> {
-    let (directory, lock) = (undo.directory.clone(), undo.lock());
+    let undo = undo.clone();
     let settled = blocking(move || {
-        if !undo::wait_unlocked(&lock, SETTLE_TIMEOUT) {
+        if !undo::wait_unlocked(&undo.lock(), SETTLE_TIMEOUT) {
             return Ok(None);
         }
-        let exit = records::read_exit(&directory);
-        Ok(Some(exit.map_or_else(
-            || Ended::lost(unix_ns()),
-            |exit| Ended::recorded(&exit, &directory),
-        )))
+        if let Some(exit) = records::read_exit(&undo.directory) {
+            return Ok(Some(Ended::recorded(&exit, &undo.directory)));
+        }
+        // A shim that was killed because it stood still could not write anything down.
+        let killed = matches!(undo.record(), Ok(Some(record)) if record.shim_was_killed());
+        Ok(Some(if killed {
+            Ended::killed(unix_ns())
+        } else {
+            Ended::lost(unix_ns())
+        }))
     });
     settled.await.unwrap_or_default()
 }

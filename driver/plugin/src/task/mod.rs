@@ -91,6 +91,14 @@ impl Ended {
         }
     }
 
+    /// The end of a VM whose shim stood still and was killed.
+    pub(crate) fn killed(at_unix_ns: u64) -> Self {
+        Self {
+            outcome: Cause::Killed.outcome(Asked::Kill),
+            ..Self::lost(at_unix_ns)
+        }
+    }
+
     /// The end that a shim has written down in its task's directory.
     pub(crate) fn recorded(exit: &ExitRecord, directory: &Path) -> Self {
         let (console, stderr) = records::read_tails(directory);

@@ -11,16 +11,21 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use steppe_vm::reap::{Seen, Verdict, judge};
-use steppe_vm::record::Record;
+use steppe_vm::record::{Record, Step, is_key};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
-use super::undo::{Undo, undo_of};
+use super::undo::{UIDS, Undo, undo_of};
 use super::{Failure, blocking, recover, stop};
-use crate::host::{chain, records, unix_ns};
+use crate::host::{chain, records, uids, unix_ns};
 use crate::service::Driver;
 
 /// Pause between two looks; a look at forty records costs a millisecond.
 const INTERVAL: Duration = Duration::from_secs(10);
+
+/// After so long without an agent the plugin ends, and with it its claim on the state directory: an agent that was killed and
+/// comes back finds its plugin until then, one that lost its memory launches another.
+const ALONE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long an orphan's guest may take to power off.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -83,14 +88,23 @@ pub(crate) fn begin(driver: &Arc<Driver>) {
 
 async fn run(driver: &Arc<Driver>) {
     let mut unasked = BTreeMap::new();
+    let mut alone = Duration::ZERO;
     let mut last = Instant::now();
     loop {
         let Ok(instance) = driver.instance() else { return };
         let grace = instance.options.orphan_grace;
-        tokio::time::sleep(INTERVAL.min(grace / 8)).await;
-        let connected = driver.reaper.connections.load(Ordering::Relaxed) > 0;
-        let passed = if connected { last.elapsed() } else { Duration::ZERO };
+        let interval = INTERVAL.min(grace / 8);
+        tokio::time::sleep(interval).await;
+        // A look that took long, or a host that slept, is no time in which somebody could have asked.
+        let passed = last.elapsed().min(interval * 2);
         last = Instant::now();
+        let connected = driver.reaper.connections.load(Ordering::Relaxed) > 0;
+        alone = if connected { Duration::ZERO } else { alone + passed };
+        if alone >= ALONE_TIMEOUT {
+            tracing::info!("no agent is there any more: the plugin ends, its VMs go on");
+            driver.plugin.stopper.stop();
+            return;
+        }
         let found = {
             let driver = Arc::clone(driver);
             blocking(move || look(&driver)).await
@@ -103,83 +117,115 @@ async fn run(driver: &Arc<Driver>) {
             }
         };
         // Who is asked about, or gone, begins anew.
-        unasked.retain(|key, _| found.iter().any(|found| found.undo.key() == *key));
+        unasked.retain(|key, _| found.iter().any(|found| found.key == *key));
         let mut orphans = Vec::new();
+        let mut ended = JoinSet::new();
         for found in found {
-            let key = found.undo.key();
-            let new = !unasked.contains_key(&key);
-            let time = unasked.entry(key).or_insert(Duration::ZERO);
-            *time += if new { Duration::ZERO } else { passed };
+            let new = !unasked.contains_key(&found.key);
+            let time = unasked.entry(found.key.clone()).or_insert(Duration::ZERO);
+            *time += if new || !connected { Duration::ZERO } else { passed };
             match judge(found.seen, *time, grace) {
                 Verdict::Leave => {}
                 Verdict::Report => orphans.push(found),
-                Verdict::TakeBack => take_back(driver, found).await,
+                Verdict::TakeBack => {
+                    let (driver, time) = (Arc::clone(driver), *time);
+                    drop(ended.spawn(async move { take_back(&driver, found, time, grace).await }));
+                }
             }
         }
         report(driver, &orphans);
+        // Side by side: each may take as long as a guest takes to shut down.
+        while ended.join_next().await.is_some() {}
     }
 }
 
 /// A task that nobody asks about right now.
 #[derive(Debug)]
 struct Found {
-    undo: Undo,
+    key: String,
+    /// `None` where only its user ids are left.
+    undo: Option<Undo>,
     seen: Seen,
     record: Option<Record>,
-    /// Why the record can't be read.
+    /// Why its record is not believed.
     reason: String,
 }
 
 impl Found {
     fn name(&self) -> String {
         self.record.as_ref().map_or_else(
-            || self.undo.key(),
+            || self.key.clone(),
             |record| format!("{}/{}", record.header.alloc_id, record.header.task_name),
         )
     }
+
+    /// What a task's directory shows.
+    fn look(undo: Undo) -> Self {
+        let (seen, record, reason) = match undo.record() {
+            Ok(Some(record)) => (seen(&record), Some(record), String::new()),
+            Ok(None) => (Seen::Interrupted, None, String::new()),
+            Err(error) => (Seen::Unreadable, None, chain(&error)),
+        };
+        let undo = match &record {
+            Some(record) => undo.at(record),
+            None => undo,
+        };
+        Self {
+            key: undo.key(),
+            undo: Some(undo),
+            seen,
+            record,
+            reason,
+        }
+    }
 }
 
-/// Looks at every record of this instance. Blocks.
+fn seen(record: &Record) -> Seen {
+    if record.undo_begun() {
+        Seen::Undoing
+    } else if record.header.boot_id != records::boot_id() {
+        Seen::OtherBoot
+    } else if record.started_at_unix_ns().is_none() {
+        Seen::Interrupted
+    } else {
+        Seen::Started
+    }
+}
+
+/// Looks at every record of this instance, and at user ids that it leased for a task without one. Blocks.
 fn look(driver: &Driver) -> Result<Vec<Found>, Failure> {
     let instance = driver.instance()?;
     let state = instance.state().map_err(|error| Failure::retryable(&error))?;
-    let boot_id = records::boot_id();
-    let mut all = Vec::new();
-    for key in state.tasks().map_err(|error| Failure::retryable(&error))? {
-        let undo = undo_of(&instance, &state, &key);
-        let (seen, record, reason) = match records::read(&undo.directory) {
-            Ok(Some(record)) => {
-                let seen = if record.undo_begun() {
-                    Seen::Undoing
-                } else if record.header.boot_id != boot_id {
-                    Seen::OtherBoot
-                } else if record.started_at_unix_ns().is_none() {
-                    Seen::Interrupted
-                } else {
-                    Seen::Started
-                };
-                (seen, Some(record), String::new())
-            }
-            Ok(None) => (Seen::Interrupted, None, String::new()),
-            Err(error) if error.is_empty() => (Seen::Interrupted, None, String::new()),
-            Err(error) => (Seen::Unreadable, None, chain(&error)),
-        };
-        let asked = record.as_ref().is_some_and(|record| {
-            driver.tasks.is_waited_for(&record.header.task_id)
-                || driver
-                    .tasks
-                    .gate(&record.header.alloc_id, &record.header.task_name)
-                    .try_lock()
-                    .is_err()
-        });
-        if !asked {
-            all.push(Found {
-                undo,
-                seen,
-                record,
-                reason,
-            });
+    let keys = state.tasks().map_err(|error| Failure::retryable(&error))?;
+    let asked = |key: &str| driver.tasks.is_waited_for(key) || driver.tasks.is_busy(key);
+    let mut all: Vec<Found> = keys
+        .iter()
+        .filter(|key| !asked(key))
+        .map(|key| Found::look(undo_of(&instance, &state, key)))
+        .collect();
+    let leases = instance.options.run_dir.join(UIDS);
+    for (uid, key) in uids::leased_by(&leases, state.instance()) {
+        if keys.contains(&key) || asked(&key) || !is_key(&key) {
+            continue;
         }
+        // Its directory was removed by hand, or is being made or removed right now.
+        let undo = undo_of(&instance, &state, &key);
+        if undo.directory.exists() {
+            continue;
+        }
+        if !uids::in_use(uid) {
+            tracing::info!(uid, key, "user ids of a task that is gone are given back");
+            drop(uids::release(&leases, uid, &undo.owner()));
+            drop(std::fs::remove_dir_all(&undo.run_directory));
+            continue;
+        }
+        all.push(Found {
+            key,
+            undo: None,
+            seen: Seen::Unreadable,
+            record: None,
+            reason: format!("it has user id {uid}, but its directory is gone"),
+        });
     }
     Ok(all)
 }
@@ -191,9 +237,9 @@ fn report(driver: &Driver, orphans: &[Found]) {
         for found in orphans.iter().filter(|found| !known.contains(&found.name())) {
             tracing::warn!(
                 task = found.name(),
-                directory = %found.undo.directory.display(),
+                record = found.key,
                 reason = found.reason,
-                "a VM is here that no agent asks about"
+                "something of a task is here that no agent asks about"
             );
         }
         let changed = *known != names;
@@ -203,50 +249,85 @@ fn report(driver: &Driver, orphans: &[Found]) {
 }
 
 /// Ends what is left of a task, if anything, and takes it back.
-async fn take_back(driver: &Arc<Driver>, found: Found) {
+async fn take_back(driver: &Arc<Driver>, found: Found, unasked: Duration, grace: Duration) {
     let name = found.name();
-    let Some(record) = found.record else {
-        let undone = blocking(move || found.undo.run().map_err(|error| Failure::retryable(&error))).await;
-        tracing::info!(task = name, done = undone.is_ok(), "an empty record is removed");
+    let Some(undo) = found.undo else { return };
+    let header = found.record.map(|record| record.header);
+    let gate = header
+        .as_ref()
+        .map(|header| driver.tasks.gate(&header.alloc_id, &header.task_name));
+    let _turn = match &gate {
+        Some(gate) => match gate.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(_) => return,
+        },
+        None => None,
+    };
+    // Somebody may have asked about it, or changed it, since it was looked at.
+    if driver.tasks.is_waited_for(&found.key) || (gate.is_none() && driver.tasks.is_busy(&found.key)) {
+        return;
+    }
+    let again = blocking(move || Ok(Found::look(undo))).await;
+    let Ok(Found {
+        undo: Some(undo),
+        seen,
+        record,
+        ..
+    }) = again
+    else {
         return;
     };
-    let header = record.header.clone();
-    let gate = driver.tasks.gate(&header.alloc_id, &header.task_name);
-    let Ok(_turn) = gate.try_lock() else { return };
-    // Somebody may have asked about it since it was looked at.
-    if driver.tasks.is_waited_for(&header.task_id) {
+    if judge(seen, unasked, grace) != Verdict::TakeBack {
         return;
     }
-    let known_failure = record.last_failure().map(|(_, reason)| reason.to_owned());
-    if found.seen == Seen::Started {
+    let failed_before = record
+        .as_ref()
+        .and_then(|record| record.last_failure())
+        .map(|(_, reason)| reason.to_owned());
+    if let (Seen::Started, Some(record)) = (seen, record) {
         tracing::warn!(task = name, "a VM that no agent asked about is stopped");
-        let task = match driver.tasks.get(&header.task_id) {
-            Some(task) => Ok(task),
-            None => recover::take_back(driver, record, Arc::new(found.undo.clone())).await,
-        };
-        if let Ok(task) = task {
-            // The undo ends whatever doesn't stop by itself.
-            drop(stop::stop(&task, STOP_TIMEOUT, "").await);
-        }
+        stop_orphan(driver, record, &undo).await;
     }
-    let undo = found.undo;
     let directory = undo.directory.clone();
-    match blocking(move || undo.run().map_err(|error| Failure::retryable(&error))).await {
+    let undone = blocking(move || undo.run().map_err(|error| Failure::retryable(&error))).await;
+    match undone {
         Ok(()) => {
-            driver.tasks.remove(&header.task_id);
             tracing::info!(task = name, "what was left of a task is taken back");
+            if let Some(header) = &header {
+                driver.tasks.remove(&header.task_id);
+            }
         }
         Err(Failure::Denied(reason) | Failure::Retryable(reason)) => {
             let kept = records::read(&directory).ok().flatten();
-            let failure = kept
-                .as_ref()
-                .and_then(|record| record.last_failure())
-                .map(|(_, reason)| reason);
+            let failed_now = kept.as_ref().and_then(|record| record.last_failure());
             // Said when it is new, tried again in any case.
-            if failure != known_failure.as_deref() {
+            if failed_now.map(|(_, reason)| reason) != failed_before.as_deref() {
                 tracing::warn!(task = name, reason, "a task can't be taken back");
-                driver.events.say(&header, &reason, unix_ns());
+                if let Some(header) = &header {
+                    driver.events.say(header, &reason, unix_ns());
+                }
             }
         }
+    }
+}
+
+/// Lets an orphan's guest shut down. From now on nobody recovers it: the record says that it is taken back.
+async fn stop_orphan(driver: &Arc<Driver>, record: Record, undo: &Undo) {
+    let known = driver.tasks.get(&record.header.task_id);
+    driver.tasks.remove(&record.header.task_id);
+    let directory = undo.directory.clone();
+    let named = blocking(move || {
+        records::append(&directory, &Step::Undo).map_err(|error| Failure::retryable(&error))
+    });
+    if let Err(Failure::Denied(reason) | Failure::Retryable(reason)) = named.await {
+        tracing::debug!(reason, "an undo could not be named");
+    }
+    let task = match known {
+        Some(task) => Ok(task),
+        None => recover::take_back(record, Arc::new(undo.clone())).await,
+    };
+    // The undo ends whatever doesn't stop by itself.
+    if let Ok(task) = task {
+        drop(stop::stop(&task, STOP_TIMEOUT, "").await);
     }
 }

@@ -7,7 +7,7 @@ use steppe_points::reach;
 use steppe_vm::record::{Record, Step, task_key};
 use tokio::sync::watch;
 
-use super::follow::{adopt, settle};
+use super::follow::{follow, settle};
 use super::shim::Shim;
 use super::undo::{Undo, undo_of};
 use super::{Ended, Failure, Task, blocking};
@@ -59,19 +59,22 @@ pub(crate) async fn recover(
             "the handle does not say where the task's record is".to_owned(),
         ));
     };
+    // Nomad's task ids are <alloc id>/<task name>/<random>, and the gate must be held before the record is read: whoever
+    // stops or takes back the VM meanwhile changes it.
+    let mut parts = task_id.split('/');
+    let gate = driver
+        .tasks
+        .gate(parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let _turn = gate.lock().await;
+    if driver.tasks.get(task_id).is_some() {
+        return Ok(());
+    }
     let (record, undo) = find(driver, key).await?;
     if record.header.task_id != task_id {
         return Err(Failure::Denied(format!(
             "the record is that of another task, {:?}",
             record.header.task_id
         )));
-    }
-    let gate = driver
-        .tasks
-        .gate(&record.header.alloc_id, &record.header.task_name);
-    let _turn = gate.lock().await;
-    if driver.tasks.get(task_id).is_some() {
-        return Ok(());
     }
     if record.header.boot_id != records::boot_id() {
         return Err(Failure::Denied(
@@ -89,16 +92,13 @@ pub(crate) async fn recover(
             "the VM was stopped and is being taken back".to_owned(),
         ));
     }
-    let _task = take_back(driver, record, undo).await?;
+    let task = take_back(record, undo).await?;
+    driver.tasks.insert(task);
     Ok(())
 }
 
-/// Makes a started task known again, running or ended. To be called with the task's gate held.
-pub(super) async fn take_back(
-    driver: &Arc<Driver>,
-    record: Record,
-    undo: Arc<Undo>,
-) -> Result<Arc<Task>, Failure> {
+/// Finds the VM of a started task, running or ended. To be called with the task's gate held.
+pub(super) async fn take_back(record: Record, undo: Arc<Undo>) -> Result<Arc<Task>, Failure> {
     let key = undo.key();
     let started_at_unix_ns = record.started_at_unix_ns().unwrap_or_default();
     reach("recover.connect.before", &key);
@@ -108,7 +108,7 @@ pub(super) async fn take_back(
     let task = match connected {
         Ok(shim) => {
             tracing::info!(task = record.header.task_id, "a VM is found again");
-            adopt(driver, record.header, started_at_unix_ns, shim, undo)
+            follow(record.header, started_at_unix_ns, shim, undo)
         }
         Err(error) => {
             let Some(ended) = settle(&undo).await else {
@@ -120,9 +120,7 @@ pub(super) async fn take_back(
                 sentence = ended.sentence(),
                 "a VM ended while nobody watched"
             );
-            let task = Arc::new(ended_task(record, started_at_unix_ns, ended, undo));
-            driver.tasks.insert(Arc::clone(&task));
-            task
+            Arc::new(ended_task(record, started_at_unix_ns, ended, undo))
         }
     };
     reach("recover.adopt.after", &key);
@@ -133,9 +131,9 @@ async fn find(driver: &Arc<Driver>, key: String) -> Result<(Record, Arc<Undo>), 
     let instance = driver.instance()?;
     blocking(move || {
         let state = instance.state().map_err(|error| Failure::retryable(&error))?;
-        let mut undo = undo_of(&instance, &state, &key);
+        let undo = undo_of(&instance, &state, &key);
         reach("recover.read.before", &key);
-        let record = match records::read(&undo.directory) {
+        let record = match undo.record() {
             Ok(Some(record)) => record,
             Ok(None) => {
                 return Err(Failure::Denied(format!(
@@ -151,10 +149,7 @@ async fn find(driver: &Arc<Driver>, key: String) -> Result<(Record, Arc<Undo>), 
             }
         };
         reach("recover.read.after", &key);
-        // The option run_dir may have another value by now.
-        if let Some(path) = record.run_directory() {
-            undo.run_directory = path.to_owned();
-        }
+        let undo = undo.at(&record);
         let step = Step::Recover {
             plugin_pid: std::process::id(),
         };

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use steppe_vm::record::key_is_of;
+
 use super::Task;
 
 /// Whoever holds it may change a task of an allocation.
@@ -29,9 +31,20 @@ impl Registry {
         let _previous = self.lock().insert(task.header.task_id.clone(), task);
     }
 
-    /// The task, if it is known and some call of Nomad's waits for it.
-    pub(crate) fn is_waited_for(&self, id: &str) -> bool {
-        self.lock().get(id).is_some_and(|task| task.is_waited_for())
+    /// Whether some call of Nomad's waits for the task with this key.
+    pub(crate) fn is_waited_for(&self, key: &str) -> bool {
+        self.lock()
+            .values()
+            .any(|task| task.is_waited_for() && task.undo.key() == key)
+    }
+
+    /// Whether something is done right now to a task of the allocation whose id begins a key.
+    pub(crate) fn is_busy(&self, key: &str) -> bool {
+        let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.iter().any(|(name, gate)| {
+            let alloc_id = name.split('/').next().unwrap_or_default();
+            key_is_of(key, alloc_id) && gate.try_lock().is_err()
+        })
     }
 
     pub(crate) fn remove(&self, id: &str) {

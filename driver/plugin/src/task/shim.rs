@@ -383,15 +383,17 @@ impl Follower {
             let lock = self.address.lock.clone();
             let gone = tokio::task::spawn_blocking(move || is_unlocked(&lock))
                 .await
-                .unwrap_or(true);
+                .unwrap_or(false);
             if gone {
                 return None;
             }
-            if let Ok((connection, state)) = Connection::open(&self.address.control).await {
+            let opened = Connection::open(&self.address.control).await;
+            // In any case: a connection that breaks at once must not be made a thousand times a second.
+            tokio::time::sleep(RECONNECT_INTERVAL).await;
+            if let Ok((connection, state)) = opened {
                 self.enter(state);
                 return Some(connection);
             }
-            tokio::time::sleep(RECONNECT_INTERVAL).await;
         }
     }
 

@@ -3,22 +3,23 @@
 //! Check everything → write the record → name each step and do it → wait for QEMU's first answer → let the guest run.
 //! Any failure after the record takes everything back before it is reported.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use steppe_points::reach;
 use steppe_vm::Vm;
 use steppe_vm::control::{Request, State};
+use steppe_vm::exit::{Cause, Reason, WaitStatus};
 use steppe_vm::record::{Header, RECORD_VERSION, Record, Step, task_key};
 use steppe_vm::vm::{Accelerator, Ready};
 
 use super::shim::{Command, Shim, View};
 use super::undo::{self, Undo, undo_of};
-use super::{Failure, Order, Task, blocking, follow};
+use super::{Ended, Failure, Order, Task, blocking, follow};
 use crate::config;
 use crate::host::files::{self, Places, Roots};
 use crate::host::records::{self, RecordFile};
@@ -32,6 +33,9 @@ const PREPARED_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How much longer than its own deadline a guest's shim may take to say that it was not ready.
 const READY_SLACK: Duration = Duration::from_secs(30);
+
+/// How long the lock of a shim to be may be held by those who look at it.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Name of the launch plan in a task's directory.
 const PLAN: &str = "plan.json";
@@ -167,14 +171,15 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
     let mut record =
         RecordFile::create(&undo.directory, &header).map_err(|error| Failure::retryable(&error))?;
     reach("start.record.after", &key);
-    match set_up(instance, order, &undo, &key, &machine, &mut record) {
+    let mut notices = checked.notices;
+    match set_up(instance, order, &undo, &key, &machine, &mut record, &mut notices) {
         Ok(shim) => Ok(Prepared {
             header,
             record,
             program,
             shim,
             undo,
-            notices: checked.notices,
+            notices,
             ready: checked.vm.ready.clone(),
             _logs: logs,
         }),
@@ -197,7 +202,7 @@ fn take_back_earlier(
         .map_err(|error| Failure::retryable(&error))?
     {
         let earlier = undo_of(instance, state, &key);
-        let record = records::read(&earlier.directory);
+        let record = earlier.record();
         if let Err(error) = &record
             && !undo::is_unlocked(&earlier.lock())
         {
@@ -240,6 +245,7 @@ fn set_up(
     key: &str,
     machine: &Machine<'_>,
     record: &mut RecordFile,
+    notices: &mut Vec<String>,
 ) -> Result<ShimStart, Failure> {
     reach("start.uids.before", key);
     let uid = lease(instance, undo, record)?;
@@ -264,7 +270,11 @@ fn set_up(
                 memory_bytes: Some(memory_bytes),
             })
             .map_err(|error| Failure::retryable(&error))?;
-        cgroup::make(&leaves, memory_bytes).map_err(|error| Failure::retryable(&error))?;
+        if !cgroup::make(&leaves, memory_bytes).map_err(|error| Failure::retryable(&error))? {
+            notices.push(
+                "the memory of this VM is not limited: its control group has no memory controller".to_owned(),
+            );
+        }
         reach("start.cgroups.after", key);
     }
 
@@ -306,12 +316,12 @@ fn set_up(
 
 fn lease(instance: &Instance, undo: &Undo, record: &mut RecordFile) -> Result<u32, Failure> {
     loop {
-        let uid = uids::candidate(&undo.leases, &instance.options.vm_uids, &undo.owner)
+        let uid = uids::candidate(&undo.leases, &instance.options.vm_uids, &undo.owner())
             .map_err(|error| Failure::retryable(&error))?;
         record
             .name(&Step::Uids { uid })
             .map_err(|error| Failure::retryable(&error))?;
-        if uids::lease(&undo.leases, uid, &undo.owner).map_err(|error| Failure::retryable(&error))? {
+        if uids::lease(&undo.leases, uid, &undo.owner()).map_err(|error| Failure::retryable(&error))? {
             return Ok(uid);
         }
     }
@@ -324,9 +334,17 @@ fn lock(path: &Path) -> std::io::Result<OwnedFd> {
         .write(true)
         .read(true)
         .open(path)?;
-    // Nobody else knows the file: it is free.
-    file.try_lock()?;
-    Ok(file.into())
+    // Whoever looks whether a shim lives takes the lock for a moment.
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file.into()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// From the shim's start to the running guest.
@@ -402,9 +420,15 @@ async fn wait_until_ready(shim: &Shim, ready: &Ready, undo: &Undo) -> Result<(),
                 ended.sentence()
             )))
         }
-        Some(_) => Err(Failure::Retryable(
-            "the guest did not get ready: its shim was lost, and the VM with it".to_owned(),
-        )),
+        Some(_) => {
+            let ended = follow::settle(undo)
+                .await
+                .unwrap_or_else(|| Ended::lost(unix_ns()));
+            Err(Failure::Retryable(format!(
+                "the guest did not get ready: {}",
+                ended.sentence()
+            )))
+        }
         None => Err(Failure::Retryable(
             "the guest did not get ready in time, and its shim does not say why".to_owned(),
         )),
@@ -434,7 +458,14 @@ async fn not_started(shim: &Shim, view: Option<View>) -> Failure {
             if last.contains("Could not set up host forwarding rule") {
                 return Failure::Retryable(format!("a port of the task is in use on this host: {reason}"));
             }
-            Failure::Denied(reason)
+            match exit.cause() {
+                // What the host or somebody on it did is no fault of the job's.
+                Cause::NotStarted(WaitStatus::Signaled(_)) | Cause::OutOfMemory | Cause::HostOutOfMemory => {
+                    Failure::Retryable(reason)
+                }
+                _ if exit.reason == Reason::HostSignal => Failure::Retryable(reason),
+                _ => Failure::Denied(reason),
+            }
         }
         Some(View::Is(_)) => Failure::Retryable("QEMU ran before it was told to".to_owned()),
         Some(View::Lost) => {

@@ -30,7 +30,13 @@ pub(crate) async fn stop(task: &Task, timeout: Duration, signal: &str) -> Result
         return Ok(());
     }
     let Some(shim) = &task.shim else { return Ok(()) };
-    note(task, signal).await;
+    note(
+        task,
+        Step::Stop {
+            signal: signal.chars().take(SIGNAL_MAX_CHARS).collect(),
+        },
+    )
+    .await;
     let key = task.undo.key();
     if !HARD_SIGNALS.contains(&signal) {
         // A shim that refuses has a machine that isn't running; quit settles that.
@@ -44,12 +50,9 @@ pub(crate) async fn stop(task: &Task, timeout: Duration, signal: &str) -> Result
     end(task).await
 }
 
-/// Notes in the record that the VM is stopped. A record that can't be written keeps nobody from stopping it.
-async fn note(task: &Task, signal: &str) {
+/// Notes in the record what is done. A record that can't be written keeps nobody from doing it.
+async fn note(task: &Task, step: Step) {
     let directory = task.undo.directory.clone();
-    let step = Step::Stop {
-        signal: signal.chars().take(SIGNAL_MAX_CHARS).collect(),
-    };
     let noted =
         blocking(move || records::append(&directory, &step).map_err(|error| Failure::retryable(&error)));
     if let Err(Failure::Denied(reason) | Failure::Retryable(reason)) = noted.await {
@@ -78,6 +81,7 @@ async fn end(task: &Task) -> Result<(), Failure> {
         }
     }
     // The shim itself stands still: its end is QEMU's.
+    note(task, Step::Kill).await;
     undo::kill_holder(&task.undo.lock());
     if ends_within(task, KILL_TIMEOUT).await {
         return Ok(());

@@ -6,12 +6,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
-use steppe_vm::record::Step;
+use steppe_vm::record::{Record, Step, task_key};
 use steppe_vm::undo::{UndoStep, steps};
 
 use super::shim::Address;
@@ -31,8 +32,11 @@ const DEATH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two looks at the lock.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
+/// Name of the directory of user id leases in `run_dir`.
+pub(crate) const UIDS: &str = "uids";
+
 /// Name of the file that a living shim holds locked.
-const LOCK: &str = "shim.lock";
+pub(crate) const LOCK: &str = "shim.lock";
 
 /// What is needed to take back a task's start: where its things are.
 #[derive(Debug, Clone)]
@@ -43,27 +47,17 @@ pub(crate) struct Undo {
     pub(crate) run_directory: PathBuf,
     /// Where user id leases are.
     pub(crate) leases: PathBuf,
-    /// The owner's name in a lease.
-    pub(crate) owner: String,
+    /// This driver instance.
+    pub(crate) instance: String,
 }
 
 /// Why not everything was taken back.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UndoError {
     /// Nothing was done.
-    #[error("the VM is left alone{}", holder_text(*.holder))]
-    Record {
-        #[source]
-        source: RecordFileError,
-        holder: Option<Pid>,
-    },
-    /// Nothing was done.
-    #[error(
-        "{directory} has no record, but a shim lives there{}: the VM is left alone; end that process, then remove the directory",
-        holder_text(*.holder)
-    )]
-    NoRecord { directory: PathBuf, holder: Option<Pid> },
-    /// Everything else was done; the record stays until this is.
+    #[error("the VM is left alone")]
+    Record(#[from] BeliefError),
+    /// What doesn't depend on it was done; the record stays until this is.
     #[error("not everything could be taken back, it is tried again: {}", list(.0))]
     Steps(Vec<Failed>),
 }
@@ -83,8 +77,30 @@ fn list(failed: &[Failed]) -> String {
     texts.join("; ")
 }
 
+/// Why a task's record is not acted upon. Whatever it names may be somebody else's, or its VM may be of another kind.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BeliefError {
+    #[error("its record is not usable{}", holder_text(*.holder))]
+    Record {
+        #[source]
+        source: RecordFileError,
+        holder: Option<Pid>,
+    },
+    #[error("record {path} is {what}: find out how it came there, and remove it by hand{}", holder_text(*.holder))]
+    Foreign {
+        path: PathBuf,
+        what: &'static str,
+        holder: Option<Pid>,
+    },
+    #[error(
+        "{directory} has no record that names it, but a shim lives there{}: end that process, then remove the directory",
+        holder_text(*.holder)
+    )]
+    NoRecord { directory: PathBuf, holder: Option<Pid> },
+}
+
 fn holder_text(holder: Option<Pid>) -> String {
-    holder.map_or_else(String::new, |pid| format!(" (its shim is process {pid})"))
+    holder.map_or_else(String::new, |pid| format!(" (the VM's shim is process {pid})"))
 }
 
 /// Why one step could not be done.
@@ -111,8 +127,8 @@ pub(crate) fn undo_of(instance: &Instance, state: &StateDir, key: &str) -> Undo 
     Undo {
         directory: state.task(key),
         run_directory: instance.options.run_dir.join(state.instance()).join(key),
-        leases: instance.uid_leases(),
-        owner: format!("{}/{key}", state.instance()),
+        leases: instance.options.run_dir.join(UIDS),
+        instance: state.instance().to_owned(),
     }
 }
 
@@ -136,26 +152,70 @@ impl Undo {
         }
     }
 
-    /// Takes everything back. Blocks for some milliseconds, for seconds if processes don't die.
-    pub(crate) fn run(&self) -> Result<(), UndoError> {
+    /// The owner's name in a lease.
+    pub(crate) fn owner(&self) -> String {
+        format!("{}/{}", self.instance, self.key())
+    }
+
+    /// Reads the task's record, and decides whether it is to be believed. `None` where nothing was begun: the header comes
+    /// before the first effect.
+    pub(crate) fn record(&self) -> Result<Option<Record>, BeliefError> {
+        let lives = || !is_unlocked(&self.lock());
+        let holder = || holder(&self.lock());
+        let no_record = || BeliefError::NoRecord {
+            directory: self.directory.clone(),
+            holder: holder(),
+        };
         let record = match records::read(&self.directory) {
-            Ok(Some(record)) => Some(record),
-            // The header comes before the first effect: without it nothing was begun, and no shim is there.
-            Ok(None) if is_unlocked(&self.lock()) => None,
-            Err(error) if error.is_empty() && is_unlocked(&self.lock()) => None,
-            Ok(None) => {
-                return Err(UndoError::NoRecord {
-                    directory: self.directory.clone(),
-                    holder: holder(&self.lock()),
-                });
-            }
+            Ok(Some(record)) => record,
+            Ok(None) if lives() => return Err(no_record()),
+            Err(error) if error.is_empty() && lives() => return Err(no_record()),
+            Ok(None) => return Ok(None),
+            Err(error) if error.is_empty() => return Ok(None),
             Err(source) => {
-                return Err(UndoError::Record {
+                return Err(BeliefError::Record {
                     source,
-                    holder: holder(&self.lock()),
+                    holder: holder(),
                 });
             }
         };
+        let header = &record.header;
+        let foreign = |what| BeliefError::Foreign {
+            path: self.directory.join("record"),
+            what,
+            holder: holder(),
+        };
+        if header.instance != self.instance {
+            return Err(foreign("another driver instance's"));
+        }
+        if task_key(&header.alloc_id, &header.task_id) != self.key() {
+            return Err(foreign("of another task than its directory"));
+        }
+        // The end of the record is missing, and with it what the VM has.
+        if !record.may_have_shim() && lives() {
+            return Err(no_record());
+        }
+        Ok(Some(record))
+    }
+
+    /// The same task where its record says that it is: the option `run_dir` may have another value by now.
+    pub(crate) fn at(mut self, record: &Record) -> Self {
+        if let Some(path) = record.run_directory() {
+            self.run_directory = path.to_owned();
+            // <run_dir>/<instance>/<key>
+            if let Some(run_dir) = path.parent().and_then(Path::parent) {
+                self.leases = run_dir.join(UIDS);
+            }
+        }
+        self
+    }
+
+    /// Takes everything back. Blocks for some milliseconds, for seconds if processes don't die.
+    pub(crate) fn run(&self) -> Result<(), UndoError> {
+        let record = self.record()?;
+        let here = record
+            .as_ref()
+            .map_or_else(|| self.clone(), |record| self.clone().at(record));
         self.reach("named.before");
         if record.as_ref().is_some_and(|record| !record.undo_begun())
             && let Err(error) = records::append(&self.directory, &Step::Undo)
@@ -168,12 +228,19 @@ impl Undo {
             .as_ref()
             .is_none_or(|record| record.header.boot_id == records::boot_id());
         let mut failed = Vec::new();
+        // Whether processes of the VM may still live: then nothing is given back that they use.
+        let mut lives = false;
         for step in steps(record.as_ref(), this_boot) {
-            if step == UndoStep::RemoveRecord && !failed.is_empty() {
-                break;
+            let skip = match &step {
+                UndoStep::RemoveRecord => !failed.is_empty(),
+                step => lives && !step.ends_processes(),
+            };
+            if skip {
+                continue;
             }
             self.reach(&format!("{}.before", step.name()));
-            if let Err(error) = self.take(&step) {
+            if let Err(error) = here.take(&step) {
+                lives |= step.ends_processes();
                 failed.push(Failed {
                     what: step.name(),
                     reason: chain(&error),
@@ -199,6 +266,8 @@ impl Undo {
         match step {
             UndoStep::EndShim { had_guest } => self.end_shim(*had_guest)?,
             UndoStep::KillCgroups { leaves } => cgroup::kill(leaves)?,
+            // A pair that was named and never leased is somebody else's.
+            UndoStep::WaitUids { uid } if !uids::is_leased_by(&self.leases, *uid, &self.owner()) => {}
             UndoStep::WaitUids { uid } => uids::wait_unused(*uid, DEATH_TIMEOUT)?,
             UndoStep::RemoveCgroups { leaves } => cgroup::remove(leaves)?,
             UndoStep::RemoveRunDirectory { path } => match std::fs::remove_dir_all(path) {
@@ -210,7 +279,7 @@ impl Undo {
                 }
                 _ => {}
             },
-            UndoStep::ReleaseUids { uid } => uids::release(&self.leases, *uid, &self.owner)?,
+            UndoStep::ReleaseUids { uid } => uids::release(&self.leases, *uid, &self.owner())?,
             UndoStep::RemoveRecord => records::remove(&self.directory)?,
         }
         Ok(())
@@ -239,10 +308,23 @@ impl Undo {
     }
 }
 
+/// Opens a lock for reading; what isn't a file, such as a FIFO in its place, must not hang us.
+fn open_lock(lock: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    File::options()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(lock)
+}
+
 /// Whether no living shim holds the lock.
 pub(crate) fn is_unlocked(lock: &Path) -> bool {
-    // Shared: two who look at once don't take each other for a shim. A file that can't be opened was never given to one.
-    File::open(lock).map_or(true, |file| file.try_lock_shared().is_ok())
+    // Shared: two who look at once don't take each other for a shim. Only a file that isn't there was never given to one;
+    // one that can't be opened, such as for want of descriptors, says nothing.
+    match open_lock(lock) {
+        Ok(file) => file.try_lock_shared().is_ok(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 /// Waits until no living shim holds the lock, at most so long.
@@ -274,7 +356,7 @@ pub(crate) fn kill_holder(lock: &Path) {
 }
 
 /// Whether a process has this very file open.
-fn has_open(pid: Pid, file: &Path) -> bool {
+pub(crate) fn has_open(pid: Pid, file: &Path) -> bool {
     let Ok(wanted) = std::fs::metadata(file) else {
         return false;
     };
@@ -290,7 +372,7 @@ fn has_open(pid: Pid, file: &Path) -> bool {
 /// The process that says it holds the lock.
 pub(crate) fn holder(lock: &Path) -> Option<Pid> {
     let mut text = String::new();
-    let _length = File::open(lock).ok()?.take(32).read_to_string(&mut text).ok()?;
+    let _length = open_lock(lock).ok()?.take(32).read_to_string(&mut text).ok()?;
     Pid::from_raw(text.trim().parse().ok()?)
 }
 
@@ -311,11 +393,12 @@ mod tests {
     fn host(done: usize) -> Host {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
+        let key = task_key("a", "a/vm/1");
         let undo = Undo {
-            directory: path("tasks/key"),
-            run_directory: path("run/i/key"),
+            directory: path("tasks").join(&key),
+            run_directory: path("run/i").join(&key),
             leases: path("run/uids"),
-            owner: "i/key".into(),
+            instance: "i".into(),
         };
         let header = Header {
             version: RECORD_VERSION,
@@ -349,12 +432,12 @@ mod tests {
                 break;
             }
             match step {
-                Step::Uids { uid } => assert!(uids::lease(&undo.leases, *uid, &undo.owner).unwrap()),
+                Step::Uids { uid } => assert!(uids::lease(&undo.leases, *uid, &undo.owner()).unwrap()),
                 Step::RunDirectory { path } => {
                     std::fs::create_dir_all(path).unwrap();
                     std::fs::write(path.join("control.sock"), "").unwrap();
                 }
-                Step::Cgroups { leaves, .. } => cgroup::make(leaves, 1 << 20).unwrap(),
+                Step::Cgroups { leaves, .. } => assert!(!cgroup::make(leaves, 1 << 20).unwrap()),
                 _ => std::fs::write(undo.directory.join("plan.json"), "").unwrap(),
             }
         }
@@ -374,7 +457,7 @@ mod tests {
                 assert!(!host.undo.directory.exists(), "{done}");
                 assert!(!host.undo.run_directory.exists(), "{done}");
                 assert!(host.leaves.iter().all(|leaf| !leaf.exists()), "{done}");
-                assert!(!host.undo.leases.join("100000").exists(), "{done}");
+                assert!(!host.undo.leases.join("100000").is_symlink(), "{done}");
             }
         }
     }
@@ -390,7 +473,73 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_taken_back_keeps_the_record_and_not_the_rest() {
+    fn what_a_living_vm_uses_is_not_given_back() {
+        let host = host(1);
+        // Another process of that user stands for a QEMU that doesn't die; there are no control groups yet.
+        let mut process = std::process::Command::new("sleep");
+        let Ok(mut living) = std::os::unix::process::CommandExt::uid(&mut process, 100_000)
+            .arg("60")
+            .spawn()
+        else {
+            // Only root can do that, and the checks run as root.
+            assert!(!rustix::process::geteuid().is_root());
+            return;
+        };
+        let error = host.undo.run().unwrap_err().to_string();
+        assert!(error.contains("wait-uids"), "{error}");
+        assert!(host.undo.leases.join("100000").is_symlink());
+        living.kill().unwrap();
+        living.wait().unwrap();
+        host.undo.run().unwrap();
+        assert!(!host.undo.leases.join("100000").is_symlink());
+    }
+
+    #[test]
+    fn a_pair_that_was_never_leased_is_not_waited_for() {
+        // Named, and then another was faster.
+        let host = host(0);
+        let uid = rustix::process::geteuid().as_raw();
+        let path = host.undo.directory.join("record");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("100000", &uid.to_string())).unwrap();
+        host.undo.run().unwrap();
+        assert!(!host.undo.directory.exists());
+    }
+
+    #[test]
+    fn records_of_others_are_not_acted_upon() {
+        for (from, to, wanted) in [
+            (
+                "\"instance\":\"i\"",
+                "\"instance\":\"o\"",
+                "another driver instance",
+            ),
+            ("a/vm/1", "a/vm/2", "of another task"),
+        ] {
+            let host = host(4);
+            let path = host.undo.directory.join("record");
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, text.replace(from, to)).unwrap();
+            let error = chain(&host.undo.run().unwrap_err());
+            assert!(error.contains("left alone") && error.contains(wanted), "{error}");
+            assert!(host.undo.run_directory.exists() && host.leaves[0].exists());
+        }
+    }
+
+    #[test]
+    fn a_record_without_its_end_is_not_believed_while_a_shim_lives() {
+        let host = host(4);
+        let path = host.undo.directory.join("record");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, &text[..=text.find('\n').unwrap()]).unwrap();
+        let lock = File::create(host.undo.lock()).unwrap();
+        lock.lock().unwrap();
+        assert!(chain(&host.undo.run().unwrap_err()).contains("a shim lives there"));
+        assert!(host.undo.directory.exists() && host.leaves[0].exists());
+    }
+
+    #[test]
+    fn what_can_not_be_taken_back_is_kept_with_its_reason() {
         let host = host(4);
         std::fs::create_dir(host.leaves[0].join("somebody")).unwrap();
         let error = host.undo.run().unwrap_err().to_string();
@@ -406,8 +555,9 @@ mod tests {
         let again = records::read(&host.undo.directory).unwrap().unwrap();
         assert_eq!(again.entries.len(), entries, "the same failure is kept once");
         assert!(host.undo.directory.join("record").exists());
-        assert!(!host.undo.run_directory.exists());
-        assert!(!host.undo.leases.join("100000").exists());
+        // A group that can't be removed may have a living process.
+        assert!(host.undo.run_directory.exists());
+        assert!(host.undo.leases.join("100000").is_symlink());
         std::fs::remove_dir(host.leaves[0].join("somebody")).unwrap();
         host.undo.run().unwrap();
         assert!(!host.undo.directory.exists());
