@@ -1,6 +1,6 @@
 //! How is the driver called?
 //!
-//! Nomad starts it as a plugin, without arguments; a person may ask for help and version.
+//! Nomad starts it as a plugin, without arguments; a person may look at the host's VMs, or ask for help and version.
 
 mod config;
 mod instance;
@@ -10,15 +10,20 @@ mod task;
 
 mod host;
 
+mod page;
+
 use std::io::Write;
 use std::process::ExitCode;
 
 const HELP: &str = "\
 nomad-driver-microvm is a Nomad task driver: it runs QEMU microVMs. Nomad starts it; by hand it only answers
 
+  nomad-driver-microvm list             every task of this host, and what becomes of it
+  nomad-driver-microvm inspect TASK     all that is known of one task
+  nomad-driver-microvm bundle TASK      one archive about a task, for whoever helps you
   nomad-driver-microvm --help | --version
-  nomad-driver-microvm --options     the plugin options, and the keys of a task's config block
-  nomad-driver-microvm --exit-causes how a VM can end, and what Nomad is told of each end
+  nomad-driver-microvm --options        the plugin options, and the keys of a task's config block
+  nomad-driver-microvm --exit-causes    how a VM can end, and what Nomad is told of each end
 
 INSTALL
   Put nomad-driver-microvm and microvm-shim side by side into the agent's plugin_dir, and into its configuration
@@ -36,7 +41,11 @@ const SERVE: go_plugin::ServeConfig = go_plugin::ServeConfig {
 };
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(done) = page::run(std::env::args_os().skip(1)) {
+        return done;
+    }
+    let words = std::env::args_os().skip(1);
+    let arguments: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
     let text = match arguments
         .iter()
         .map(String::as_str)

@@ -1,9 +1,11 @@
 //! How is QEMU told to be a given machine, and what does it say back?
 //!
 //! Pure: the only crate that spells a QEMU option or a QMP message; another hypervisor would be its sibling.
-//! [`render`] turns a machine into a launch plan; [`qmp`] is the protocol without a socket.
+//! [`render`] turns a machine into a launch plan; [`qmp`] is the protocol without a socket; [`redact`] knows what of a plan
+//! must not be shown to everybody.
 
 pub mod qmp;
+pub mod redact;
 
 mod microvm;
 mod options;
