@@ -5,6 +5,8 @@
 #   STEPPE_NOMAD            a Nomad to run them
 #   STEPPE_GUEST_DIR        folder with the guest's kernel and initrd
 #   STEPPE_DESCRIPTOR_ROWS  program that prints the descriptors of our Nomad protocol
+#   STEPPE_POINTS_PLUGIN_DIR  folder with the plugin and the shim, built with crash points
+#   STEPPE_RELEASES         folders with the plugin and the shim of earlier releases (releases.txt), a colon between two
 #
 # Nomad's first build takes long, most of it on one core: it runs beside the others.
 set -eu
@@ -31,6 +33,18 @@ STEPPE_PLUGIN_DIR=$(testing/build.sh)
 cargo build --quiet --locked --package nomad-proto --example descriptor-rows >&2
 STEPPE_DESCRIPTOR_ROWS=$CARGO_TARGET_DIR/debug/examples/descriptor-rows
 STEPPE_GUEST_DIR=$(testing/guest/build.sh)
+STEPPE_RELEASES=
+STEPPE_POINTS_PLUGIN_DIR=
+case ${1-} in
+    # Who only wants to see today's, or to measure it, needs no earlier release, and nothing that crashes.
+    testing/demo/* | testing/bench/*) ;;
+    *)
+        STEPPE_POINTS_PLUGIN_DIR=$(testing/build.sh points)
+        for commit in $(sed -e 's/#.*//' testing/releases.txt); do
+            STEPPE_RELEASES=${STEPPE_RELEASES:+$STEPPE_RELEASES:}$(testing/release.sh "$commit")
+        done
+        ;;
+esac
 
 if ! wait "$nomad_pid"; then
     nomad_pid=
@@ -41,7 +55,8 @@ fi
 nomad_pid=
 STEPPE_NOMAD=$(cat "$scratch/nomad")
 
-export STEPPE_PLUGIN_DIR STEPPE_NOMAD STEPPE_GUEST_DIR STEPPE_DESCRIPTOR_ROWS
+export STEPPE_PLUGIN_DIR STEPPE_NOMAD STEPPE_GUEST_DIR STEPPE_DESCRIPTOR_ROWS STEPPE_POINTS_PLUGIN_DIR \
+    STEPPE_RELEASES
 clean_up
 trap - EXIT INT TERM
 exec "$@"

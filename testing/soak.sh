@@ -3,6 +3,7 @@
 #
 #   STEPPE_SEED=N    repeats a run: every random choice follows from it. Without it one is drawn, and printed.
 #   STEPPE_CASES=N   how many cases each property gets (default 100000)
+#   STEPPE_OPERATIONS=N   how many random operations (default 1000)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${STEPPE_NOMAD:?testing/prepare.sh sets it: run make soak}"
@@ -22,3 +23,7 @@ STEPPE_FUZZ_SECONDS=60 cargo test --quiet --locked --package steppe-fuzz
 
 echo "200 starts and stops, 20 at a time"
 STEPPE_CYCLES=200 STEPPE_PARALLEL=20 cargo run --quiet --locked --package steppe-e2e -- e2e_cycles
+
+echo "${STEPPE_OPERATIONS:=1000} random starts, stops and kills, beside a model of what must be"
+export STEPPE_OPERATIONS
+testing/nomad/test.sh -test.run '^TestSoakRandom$'

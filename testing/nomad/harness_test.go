@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/client/lib/cgroupslib"
+	"github.com/hashicorp/nomad/client/logmon"
 	"github.com/hashicorp/nomad/helper/pluginutils/hclspecutils"
 	"github.com/hashicorp/nomad/helper/pluginutils/hclutils"
 	"github.com/hashicorp/nomad/helper/pluginutils/loader"
@@ -43,8 +44,13 @@ type plugin struct {
 
 func startPlugin(t *testing.T) *plugin {
 	t.Helper()
-	p := &plugin{t: t, options: with(options(t), "image_paths", []any{guestDir(t)})}
-	catalog, err := load(t, p.options)
+	return startPluginWith(t, pluginDir(t), with(options(t), "image_paths", []any{guestDir(t)}))
+}
+
+func startPluginWith(t *testing.T, dir string, options map[string]any) *plugin {
+	t.Helper()
+	p := &plugin{t: t, options: options}
+	catalog, err := load(t, dir, p.options)
 	must.NoError(t, err)
 	p.catalog = catalog
 	p.instance, p.driver = dispense(t, catalog)
@@ -71,6 +77,7 @@ type vm struct {
 	plugin  *plugin
 	config  *drivers.TaskConfig
 	harness *testutils.DriverHarness
+	logs    logmon.LogMon
 	port    int
 }
 
@@ -106,12 +113,33 @@ func newVM(p *plugin, name, config string) *vm {
 	// The harness' own Go server between us and the plugin drops fields: the calls go straight to the process.
 	v.harness = testutils.NewDriverHarness(t, p.driver)
 	v.harness.DriverPlugin = p.driver
-	t.Cleanup(v.harness.MkAllocDir(v.config, true))
+	t.Cleanup(v.harness.MkAllocDir(v.config, false))
+	// Not the harness' own log collection, which can't be started again as Nomad does for each start of a task.
+	v.logs = logmon.NewLogMon(testlog.HCLogger(t).Named("logmon"))
+	t.Cleanup(func() { _ = v.logs.Stop() })
+	logDir := v.config.TaskDir().LogDir
+	v.config.StdoutPath = filepath.Join(logDir, "."+name+".stdout.fifo")
+	v.config.StderrPath = filepath.Join(logDir, "."+name+".stderr.fifo")
+	v.collectLogs()
 	if os.Getuid() == 0 && cgroupslib.GetMode() != cgroupslib.OFF {
 		v.harness.MakeTaskCgroup(alloc, name)
 	}
 	t.Cleanup(func() { _ = p.driver.DestroyTask(v.config.ID, true) })
 	return v
+}
+
+// collectLogs is what Nomad does before each start: nothing where the collection runs.
+func (v *vm) collectLogs() {
+	v.t.Helper()
+	must.NoError(v.t, v.logs.Start(&logmon.LogConfig{
+		LogDir:        v.config.TaskDir().LogDir,
+		StdoutLogFile: v.config.Name + ".stdout",
+		StderrLogFile: v.config.Name + ".stderr",
+		StdoutFifo:    v.config.StdoutPath,
+		StderrFifo:    v.config.StderrPath,
+		MaxFiles:      10,
+		MaxFileSizeMB: 10,
+	}))
 }
 
 // encode does with a config block what Nomad's client does, by the schema of the running plugin.
@@ -240,14 +268,19 @@ func freePort(t *testing.T) int {
 	return listener.Addr().(*net.TCPAddr).Port
 }
 
-// TestConformanceHarness leads real virtual machines through the life of a task, with Nomad's driver harness.
-func TestConformanceHarness(t *testing.T) {
-	_, _ = pluginDir(t), guestDir(t)
+// initCgroups makes what a client makes before its first task; the harness makes only the task's own groups.
+func initCgroups(t *testing.T) {
+	t.Helper()
 	if cgroupslib.GetMode() == cgroupslib.CG1 && os.Getuid() == 0 {
-		// A client makes these before its first task; the harness makes only the task's own.
 		topology := agentConfig().Driver.Topology
 		must.NoError(t, cgroupslib.Init(testlog.HCLogger(t), topology.UsableCores().String()))
 	}
+}
+
+// TestConformanceHarness leads real virtual machines through the life of a task, with Nomad's driver harness.
+func TestConformanceHarness(t *testing.T) {
+	_, _ = pluginDir(t), guestDir(t)
+	initCgroups(t)
 	t.Run("fingerprint", testFingerprint)
 	t.Run("unknown_tasks", testUnknownTasks)
 	t.Run("bad_config", testBadConfig)

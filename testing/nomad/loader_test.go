@@ -31,7 +31,7 @@ func TestConformanceLoader(t *testing.T) {
 	_ = pluginDir(t)
 	t.Run("load", func(t *testing.T) {
 		start := time.Now()
-		catalog, err := load(t, options(t))
+		catalog, err := load(t, pluginDir(t), options(t))
 		must.NoError(t, err)
 		took(t, "load", start, loadLimit)
 		noneLeft(t, killLimit)
@@ -44,7 +44,7 @@ func TestConformanceLoader(t *testing.T) {
 	})
 
 	t.Run("dispense_and_kill", func(t *testing.T) {
-		catalog, err := load(t, options(t))
+		catalog, err := load(t, pluginDir(t), options(t))
 		must.NoError(t, err)
 		start := time.Now()
 		instance, driver := dispense(t, catalog)
@@ -91,7 +91,7 @@ func TestConformanceLoader(t *testing.T) {
 			{"colour", "green"},
 		} {
 			start := time.Now()
-			_, err := load(t, with(options(t), wrong.option, wrong.value))
+			_, err := load(t, pluginDir(t), with(options(t), wrong.option, wrong.value))
 			must.Error(t, err, must.Sprintf("%s = %v", wrong.option, wrong.value))
 			t.Logf("%s = %v: %s", wrong.option, wrong.value, strings.Join(strings.Fields(err.Error()), " "))
 			must.StrContains(t, err.Error(), wrong.option)
@@ -110,7 +110,7 @@ func TestConformanceLoader(t *testing.T) {
 			group.Add(1)
 			go func() {
 				defer group.Done()
-				_, failures[i] = load(t, shared)
+				_, failures[i] = load(t, pluginDir(t), shared)
 			}()
 		}
 		group.Wait()
@@ -122,7 +122,7 @@ func TestConformanceLoader(t *testing.T) {
 	})
 
 	t.Run("crash_is_seen_at_once", func(t *testing.T) {
-		catalog, err := load(t, options(t))
+		catalog, err := load(t, pluginDir(t), options(t))
 		must.NoError(t, err)
 		instance, driver := dispense(t, catalog)
 		health, err := driver.Fingerprint(context.Background())
@@ -181,7 +181,7 @@ func testManager(t *testing.T) {
 	kept := &memory{}
 	shared := options(t)
 	start := func() (drivermanager.Manager, chan *structs.DriverInfo) {
-		catalog, err := load(t, shared)
+		catalog, err := load(t, pluginDir(t), shared)
 		must.NoError(t, err)
 		updates := make(chan *structs.DriverInfo, 64)
 		logger := testlog.HCLogger(t)

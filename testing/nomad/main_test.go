@@ -44,7 +44,12 @@ func TestMain(m *testing.M) {
 	if testlog.HCLoggerTestLevel() == hclog.Off {
 		hclog.DefaultOutput = io.Discard // the harness' in-process half asks no one
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	// What a test that failed has left; the others prove that there is nothing.
+	for _, p := range ours() {
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+	}
+	os.Exit(code)
 }
 
 // need returns an input, or fails with the sentence that says where it comes from.
@@ -62,13 +67,24 @@ func need(t *testing.T, name, what string) string {
 
 func pluginDir(t *testing.T) string {
 	t.Helper()
-	dir := need(t, "STEPPE_PLUGIN_DIR", "the directory of nomad-driver-microvm and microvm-shim")
+	return programs(t, "STEPPE_PLUGIN_DIR", "the directory of nomad-driver-microvm and microvm-shim")
+}
+
+// programs is a directory of both our programs.
+func programs(t *testing.T, variable, what string) string {
+	t.Helper()
+	dir := need(t, variable, what)
 	for _, name := range []string{pluginFile, "microvm-shim"} {
 		if _, err := exec.LookPath(filepath.Join(dir, name)); err != nil {
-			t.Fatalf("STEPPE_PLUGIN_DIR holds no program %s: %v", name, err)
+			t.Fatalf("%s holds no program %s: %v", variable, name, err)
 		}
 	}
 	return dir
+}
+
+func stubDir(t *testing.T) string {
+	t.Helper()
+	return need(t, "STEPPE_STUB_DIR", "the directory that testing/guest/stub/build.sh prints")
 }
 
 func guestDir(t *testing.T) string {
@@ -102,11 +118,11 @@ func with(options map[string]any, key string, value any) map[string]any {
 }
 
 // load is what an agent's start does: find the plugin, ask what it is, validate its options.
-func load(t *testing.T, options map[string]any) (*loader.PluginLoader, error) {
+func load(t *testing.T, dir string, options map[string]any) (*loader.PluginLoader, error) {
 	t.Helper()
 	return loader.NewPluginLoader(&loader.PluginLoaderConfig{
 		Logger:            testlog.HCLogger(t),
-		PluginDir:         pluginDir(t),
+		PluginDir:         dir,
 		Configs:           []*config.PluginConfig{{Name: pluginFile, Config: options}},
 		SupportedVersions: loader.AgentSupportedApiVersions,
 	})
@@ -148,11 +164,12 @@ func took(t *testing.T, what string, start time.Time, limit time.Duration) {
 	}
 }
 
-// eventually waits for a condition and fails with the last text it gave.
+// eventually waits for a condition and fails with the last text it gave. It looks less often the longer it waits: looking
+// takes processor time, and others measure.
 func eventually(t *testing.T, limit time.Duration, what string, condition func() (bool, string)) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
-	for {
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 80*time.Millisecond) {
 		ok, text := condition()
 		if ok {
 			return
@@ -160,7 +177,7 @@ func eventually(t *testing.T, limit time.Duration, what string, condition func()
 		if time.Now().After(deadline) {
 			t.Fatalf("not within %s: %s; last seen: %s", limit, what, text)
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(pause)
 	}
 }
 
@@ -169,10 +186,12 @@ type process struct {
 	pid, parent int
 	comm        string
 	zombie      bool
-	cmdline     string
+	cmdline     string // only of ours
 }
 
-func (p process) String() string { return fmt.Sprintf("%d %s %q", p.pid, p.comm, p.cmdline) }
+func (p process) String() string {
+	return fmt.Sprintf("%d %s %.120q", p.pid, p.comm, p.cmdline)
+}
 
 func processes() []process {
 	var all []process
@@ -190,13 +209,11 @@ func processes() []process {
 		open, end := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
 		fields := strings.Fields(text[end+1:])
 		parent, _ := strconv.Atoi(fields[1])
-		cmdline, _ := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
 		all = append(all, process{
-			pid:     id,
-			parent:  parent,
-			comm:    text[open+1 : end],
-			zombie:  fields[0] == "Z",
-			cmdline: strings.ReplaceAll(strings.TrimRight(string(cmdline), "\x00"), "\x00", " "),
+			pid:    id,
+			parent: parent,
+			comm:   text[open+1 : end],
+			zombie: fields[0] == "Z",
 		})
 	}
 	return all
@@ -214,6 +231,8 @@ func ours() []process {
 				mine[p.pid] = true
 				grew = true
 				if !p.zombie {
+					cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
+					p.cmdline = strings.ReplaceAll(strings.TrimRight(string(cmdline), "\x00"), "\x00", " ")
 					found = append(found, p)
 				}
 			}

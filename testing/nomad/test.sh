@@ -1,8 +1,10 @@
 #!/bin/sh
 # Does Nomad's own code accept our plugin? Builds the conformance tests once and runs them, with -test.v.
 #   STEPPE_PLUGIN_DIR       directory of nomad-driver-microvm and microvm-shim (needed)
+#   STEPPE_POINTS_PLUGIN_DIR  the same, built with crash points (crash_matrix needs it): what ../build.sh points prints
 #   STEPPE_DESCRIPTOR_ROWS  program descriptor-rows of the crate nomad-proto (needed)
 #   STEPPE_GUEST_DIR        the test guest's images (default: what ../guest/build.sh prints)
+#   STEPPE_STUB_DIR         the stub guest's kernel (default: what ../guest/stub/build.sh prints)
 # Arguments go to the tests: `test.sh -test.run TestConformanceLoader`. NOMAD_TEST_LOG_LEVEL=trace shows Nomad's logs.
 set -eu
 
@@ -16,6 +18,7 @@ command -v go >/dev/null || {
   exit 1
 }
 guest=${STEPPE_GUEST_DIR:-$("$here/../guest/build.sh")}
+stub=${STEPPE_STUB_DIR:-$("$here/../guest/stub/build.sh")}
 mkdir -p "$cache"
 echo 'conformance: building the tests (Nomad is part of them: minutes the first time, seconds later)' >&2
 (
@@ -47,5 +50,5 @@ trap 'exit 1' HUP INT TERM
 
 cp "$cache/conformance.test" "$work/conformance.test" # another run may replace it meanwhile
 cd "$here"
-env TMPDIR="$work" STEPPE_GUEST_DIR="$guest" NOMAD_TEST_LOG_LEVEL="${NOMAD_TEST_LOG_LEVEL:-off}" \
+env TMPDIR="$work" STEPPE_GUEST_DIR="$guest" STEPPE_STUB_DIR="$stub" NOMAD_TEST_LOG_LEVEL="${NOMAD_TEST_LOG_LEVEL:-off}" \
   "$work/conformance.test" -test.v -test.timeout 15m "$@"
