@@ -9,7 +9,7 @@ mod link;
 
 mod supervise;
 
-mod exit_files;
+mod exit_file;
 mod oom;
 
 mod console;

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, WaitOptions};
 use steppe_vm::exit::{EXIT_VERSION, ExitRecord, WaitStatus};
 use steppe_vm::plan::LaunchPlan;
 
-use crate::exit_files::ExitFiles;
+use crate::exit_file::ExitFile;
 use crate::launch::{self, Channels, LaunchError, Prepared};
 use crate::link::{self, Fact, Seen, Wish};
 use crate::oom;
@@ -145,8 +145,8 @@ pub(crate) fn run(
     }
     reach("shim.cgroups.after");
     let directory = surroundings.record_directory.as_deref();
-    let exit_files = directory
-        .map(ExitFiles::reserve)
+    let exit_file = directory
+        .map(ExitFile::reserve)
         .transpose()
         .map_err(|source| MonitorError::Room {
             path: directory.unwrap_or(Path::new("")).to_owned(),
@@ -177,7 +177,7 @@ pub(crate) fn run(
             link,
             surroundings.lock,
             teller.take(),
-            exit_files,
+            exit_file,
             signals,
         ));
         supervise::main(supervise::Inherited {
@@ -211,12 +211,12 @@ pub(crate) fn run(
         &surroundings.vm_cgroups,
         &reach,
     );
-    if let (Ok(watched), Some(files)) = (&watched, exit_files) {
+    if let (Ok(watched), Some(file)) = (&watched, exit_file) {
         reach("shim.exit-record.before");
         // A plan of an older release comes from a plugin that reads the records of its own time.
         let record = watched.record.clone().in_version(plan.version);
         // The room was taken at the start; should it fail all the same, those who are connected still learn the end.
-        if let Err(source) = files.write(&record, &watched.seen.console, &watched.seen.stderr) {
+        if let Err(source) = file.write(record, &watched.seen.console, &watched.seen.stderr) {
             crate::complain(&MonitorError::Room {
                 path: directory.unwrap_or(Path::new("")).to_owned(),
                 source,

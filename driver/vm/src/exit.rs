@@ -206,6 +206,42 @@ impl Asked {
     }
 }
 
+/// First line of the file that a shim leaves in its task's directory, `exit.json`. What the console showed last follows as
+/// it was, and then what QEMU wrote to stderr last: bytes that nobody with privilege looks into. Version 1 has neither.
+#[derive(Serialize, Deserialize)]
+struct FirstLine {
+    #[serde(flatten)]
+    record: ExitRecord,
+    /// How many of the bytes after this line are the console's.
+    #[serde(default)]
+    console_bytes: usize,
+}
+
+/// The bytes of `exit.json`.
+#[must_use]
+pub fn file(record: ExitRecord, console: &[u8], stderr: &[u8]) -> Vec<u8> {
+    let first = FirstLine {
+        record,
+        console_bytes: console.len(),
+    };
+    let mut bytes = crate::record::line(&first).into_bytes();
+    bytes.extend_from_slice(console);
+    bytes.extend_from_slice(stderr);
+    bytes
+}
+
+/// The record in `exit.json`, and the last bytes of console and stderr. `None` if it isn't one, or of a version that this
+/// release doesn't read.
+#[must_use]
+pub fn parse_file(bytes: &[u8]) -> Option<(ExitRecord, &[u8], &[u8])> {
+    let end = bytes.iter().position(|byte| *byte == b'\n')?;
+    let (line, tails) = bytes.split_at_checked(end + 1)?;
+    let first: FirstLine = serde_json::from_slice(line).ok()?;
+    let known = (EXIT_VERSION_MIN..=EXIT_VERSION).contains(&first.record.version);
+    let (console, stderr) = tails.split_at_checked(first.console_bytes)?;
+    known.then_some((first.record, console, stderr))
+}
+
 /// Why a VM ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
@@ -624,10 +660,16 @@ mod tests {
 
     #[test]
     fn fixtures_of_each_version_are_read() {
-        let old: ExitRecord = serde_json::from_str(include_str!("fixtures/exit.v1.json")).unwrap();
+        let (old, console, stderr) = parse_file(include_bytes!("fixtures/exit.v1.json")).unwrap();
         assert_eq!((old.version, old.cause()), (1, Cause::Signal(9)));
-        let new: ExitRecord = serde_json::from_str(include_str!("fixtures/exit.v2.json")).unwrap();
+        assert_eq!((console, stderr), (&b""[..], &b""[..]));
+        let (new, console, stderr) = parse_file(include_bytes!("fixtures/exit.v2.json")).unwrap();
         assert_eq!((new.version, new.cause()), (2, Cause::OutOfMemory));
+        assert_eq!((console, stderr), (&b"login: \r\n"[..], &b"qemu: bye\n"[..]));
+        assert_eq!(
+            file(new, console, stderr),
+            include_bytes!("fixtures/exit.v2.json")
+        );
     }
 
     /// What this release writes for a plugin of the previous one, which knows fewer words, is read by that one.
@@ -649,6 +691,26 @@ mod tests {
             assert!(KNOWN.contains(&word.as_str().unwrap()), "{reason:?}");
             assert_eq!(old.version, 1);
         }
+    }
+
+    #[test]
+    fn what_is_no_exit_file_is_none() {
+        let whole = file(
+            record(WaitStatus::Exited(0), Reason::None, Asked::Nothing),
+            b"c\n\xff",
+            b"s",
+        );
+        assert_eq!(parse_file(&whole).unwrap().1, b"c\n\xff");
+        for cut in 0..whole.len() {
+            // The last byte alone is stderr's, whose length nobody states.
+            assert_eq!(
+                parse_file(&whole[..cut]).is_some(),
+                cut == whole.len() - 1,
+                "{cut}"
+            );
+        }
+        let newer = String::from_utf8_lossy(&whole).replacen("\"version\":2", "\"version\":3", 1);
+        assert!(parse_file(newer.as_bytes()).is_none());
     }
 
     #[test]

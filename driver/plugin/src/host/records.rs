@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
-use steppe_vm::exit::{EXIT_VERSION, EXIT_VERSION_MIN, ExitRecord};
+use steppe_vm::exit::{self, ExitRecord};
 use steppe_vm::record::{
     Entry, Header, RECORD_FULL_BYTES, RECORD_MAX_BYTES, Record, RecordError, Step, line,
 };
@@ -226,14 +226,13 @@ pub(crate) fn append(directory: &Path, step: &Step) -> Result<(), RecordFileErro
     append_locked(&mut file, &now(step)).map_err(failed)
 }
 
-/// Names of what else is in a task's directory.
-const OTHERS: [&str; 6] = [
+/// Names of what else is in a task's directory; the last one only where a shim of record version 1 made it.
+const OTHERS: [&str; 5] = [
     "plan.json",
     "shim.lock",
-    "exit.json",
     "exit.json.new",
+    "exit.json",
     "console.tail",
-    "stderr.tail",
 ];
 
 /// Removes a task's directory, the record last: until then the task can be undone once more. A file that nobody of us put
@@ -269,32 +268,30 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Largest exit record, and largest tail, that is read.
-const EXIT_MAX_BYTES: u64 = 4096;
+/// Largest exit file that is read: a shim takes room for as much.
+const EXIT_MAX_BYTES: u64 = 12 * 1024;
 
-/// Reads how a task ended, if the shim has written it.
-pub(crate) fn read_exit(directory: &Path) -> Option<ExitRecord> {
-    let text = read_bounded(&directory.join("exit.json"))?;
-    let exit: ExitRecord = serde_json::from_slice(&text).ok()?;
-    (EXIT_VERSION_MIN..=EXIT_VERSION)
-        .contains(&exit.version)
-        .then_some(exit)
+/// How a task ended, as its shim has written it.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    pub(crate) record: ExitRecord,
+    /// The last bytes that the console showed.
+    pub(crate) console: Vec<u8>,
+    /// The last bytes that QEMU wrote to stderr.
+    pub(crate) stderr: Vec<u8>,
 }
 
-/// The last bytes that the console showed, and that QEMU wrote to stderr; empty until the shim has written them.
-pub(crate) fn read_tails(directory: &Path) -> (Vec<u8>, Vec<u8>) {
-    let tail = |name| read_bounded(&directory.join(name)).unwrap_or_default();
-    (tail("console.tail"), tail("stderr.tail"))
-}
-
-fn read_bounded(path: &Path) -> Option<Vec<u8>> {
+/// Reads how a task ended, if its shim has written it.
+pub(crate) fn read_exit(directory: &Path) -> Option<Exit> {
     let mut bytes = Vec::new();
-    let _length = open(path, false)
-        .ok()?
-        .take(EXIT_MAX_BYTES)
-        .read_to_end(&mut bytes)
-        .ok()?;
-    Some(bytes)
+    let file = open(&directory.join("exit.json"), false).ok()?;
+    let _length = file.take(EXIT_MAX_BYTES).read_to_end(&mut bytes).ok()?;
+    let (record, console, stderr) = exit::parse_file(&bytes)?;
+    Some(Exit {
+        record,
+        console: console.to_vec(),
+        stderr: stderr.to_vec(),
+    })
 }
 
 /// The kernel's id of the current boot.

@@ -27,9 +27,6 @@ const LINES_MAX_BYTES: usize = 256 * 1024;
 /// Largest part of a log that is looked through. Logs are put aside at 4 MiB, one that is put aside late is larger.
 const LOG_MAX_BYTES: u64 = 16 << 20;
 
-/// Largest exit record that is read.
-const EXIT_MAX_BYTES: u64 = 4096;
-
 /// One file of an archive.
 type Entry = (&'static str, Vec<u8>);
 
@@ -78,7 +75,13 @@ pub(super) fn collect(state_dir: &Path, inspection: &Inspection) -> Vec<Entry> {
     if let Ok(Some(plan)) = &shown.plan {
         entries.push(("plan.json", plan.to_json().into_bytes()));
     }
-    entries.extend(file(directory, "exit.json", EXIT_MAX_BYTES));
+    // The file itself has the last words too, as they are.
+    let exit = shown
+        .seen
+        .exit
+        .as_ref()
+        .map(|exit| steppe_vm::record::line(exit).into_bytes());
+    entries.extend(exit.map(|exit| ("exit.json", exit)));
     entries.extend(shown.console.clone().map(|tail| ("console.tail", tail)));
     entries.extend(shown.messages.clone().map(|tail| ("stderr.tail", tail)));
     if let Some(leave_out) = &leave_out {

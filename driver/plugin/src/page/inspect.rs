@@ -35,15 +35,12 @@ pub(super) struct Inspection {
 /// Looks at one task; `None` if it is gone by now.
 pub(super) fn look(state_dir: &Path, directory: &Path) -> Option<Inspection> {
     let seen = seen::look(directory, seen::instance(state_dir).as_deref())?;
-    // Room for the tails is taken at the start, and may show as zeros until then.
-    let tail = |name: &str| {
-        let ended = seen.exit.is_some();
-        ended.then(|| read_bounded(&directory.join(name), TAIL_MAX_BYTES).ok())?
-    };
+    let exit = seen.exit.as_ref().and_then(|_| records::read_exit(directory));
+    let (console, messages) = exit.map(|exit| (exit.console, exit.stderr)).unzip();
     Some(Inspection {
         plan: read_plan(&directory.join("plan.json")),
-        console: tail("console.tail"),
-        messages: tail("stderr.tail"),
+        console,
+        messages,
         seen,
     })
 }

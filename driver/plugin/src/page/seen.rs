@@ -353,7 +353,7 @@ pub(super) fn look(directory: &Path, instance: Option<&str>) -> Option<Seen> {
         shim_pid = living_shim(directory);
     }
     // Last of all: a shim writes it before it goes.
-    let exit = records::read_exit(directory);
+    let exit = records::read_exit(directory).map(|exit| exit.record);
     if std::fs::symlink_metadata(directory).is_err() {
         return None;
     }

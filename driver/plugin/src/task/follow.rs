@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use super::shim::{Shim, View};
 use super::undo::{self, Undo};
 use super::{Ended, Task, blocking};
-use crate::host::{records, unix_ns};
+use crate::host::records::{self, Exit};
+use crate::host::unix_ns;
 use crate::service::Driver;
 
 /// How long a shim that ends may still hold its lock.
@@ -79,10 +80,18 @@ impl Follower {
     }
 }
 
-/// The end that a shim tells of; what it wrote down beside it is read.
+/// The end that a shim tells of, with what it wrote down beside it. Where that can't be read, its word is enough.
 pub(crate) async fn recorded(exit: ExitRecord, undo: &Undo) -> Ended {
     let directory = undo.directory.clone();
-    let read = blocking(move || Ok(Ended::recorded(&exit, &directory)));
+    let told = Exit {
+        record: exit,
+        console: Vec::new(),
+        stderr: Vec::new(),
+    };
+    let read = blocking(move || {
+        let read = records::read_exit(&directory).filter(|read| read.record == told.record);
+        Ok(Ended::recorded(&read.unwrap_or(told)))
+    });
     read.await.unwrap_or_else(|_| Ended::lost(unix_ns()))
 }
 
@@ -94,7 +103,7 @@ pub(crate) async fn settle(undo: &Undo) -> Option<Ended> {
             return Ok(None);
         }
         if let Some(exit) = records::read_exit(&undo.directory) {
-            return Ok(Some(Ended::recorded(&exit, &undo.directory)));
+            return Ok(Some(Ended::recorded(&exit)));
         }
         // A shim that was killed because it stood still could not write anything down.
         let killed = matches!(undo.record(), Ok(Some(record)) if record.shim_was_killed());

@@ -16,11 +16,11 @@ pub(crate) mod events;
 pub(crate) mod registry;
 pub(crate) mod shim;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use steppe_vm::exit::{Asked, Cause, ExitRecord, Outcome, last_lines};
+use steppe_vm::exit::{Asked, Cause, Outcome, last_lines};
 use steppe_vm::record::Header;
 use steppe_vm::spec::Allocated;
 use tokio::sync::watch;
@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use self::events::Events;
 use self::shim::Shim;
 use self::undo::Undo;
-use crate::host::records;
+use crate::host::records::Exit;
 
 /// What Nomad asks to be started, in our words.
 #[derive(Debug, Clone)]
@@ -100,25 +100,25 @@ impl Ended {
     }
 
     /// The end that a shim has written down in its task's directory.
-    pub(crate) fn recorded(exit: &ExitRecord, directory: &Path) -> Self {
-        let (console, stderr) = records::read_tails(directory);
+    pub(crate) fn recorded(exit: &Exit) -> Self {
         let of = |name: &str, tail: &[u8]| match last_lines(tail) {
             empty if empty.is_empty() => empty,
             lines => format!("; {name} ended with: {lines}"),
         };
-        let cause = exit.cause();
+        let record = &exit.record;
+        let cause = record.cause();
         let said_by_qemu = matches!(
             cause,
             Cause::Failed(_) | Cause::Crashed(_) | Cause::Broken | Cause::NotStarted(_)
         );
-        let mut last_lines = of("the console", &console);
+        let mut last_lines = of("the console", &exit.console);
         if said_by_qemu {
-            last_lines.insert_str(0, &of("QEMU's messages", &stderr));
+            last_lines.insert_str(0, &of("QEMU's messages", &exit.stderr));
         }
         Self {
-            outcome: cause.outcome(exit.asked),
+            outcome: cause.outcome(record.asked),
             last_lines,
-            at_unix_ns: exit.ended_at_unix_ns,
+            at_unix_ns: record.ended_at_unix_ns,
         }
     }
 
