@@ -21,6 +21,7 @@ struct Given {
     image_paths: Option<Vec<String>>,
     qemu: Option<String>,
     log_level: Option<String>,
+    orphan_grace: Option<String>,
 }
 
 #[test]
@@ -79,6 +80,16 @@ fn bad_values_name_their_option() {
         })
         .contains("log_level")
     );
+    for grace in ["", "soon", "0s", "-1h", "5"] {
+        assert!(
+            refused(Given {
+                orphan_grace: text(grace),
+                ..Given::default()
+            })
+            .contains("orphan_grace"),
+            "{grace:?}"
+        );
+    }
     assert!(
         refused(Given {
             run_dir: text("run"),

@@ -343,3 +343,60 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_guest_is_waited_for_as_the_job_says() {
+    let ready = |ready: &str, pattern: &str, timeout: &str| {
+        let text = |value: &str| (!value.is_empty()).then(|| value.to_owned());
+        Spec {
+            ready: text(ready),
+            ready_pattern: text(pattern),
+            ready_timeout: text(timeout),
+            ..spec()
+        }
+    };
+    for nothing in ["", "none"] {
+        assert_eq!(vm(&ready(nothing, "", "")).ready, None);
+    }
+    let wanted = |timeout| {
+        Some(Ready {
+            pattern: "login:".into(),
+            timeout,
+        })
+    };
+    assert_eq!(vm(&ready("console", "login:", "")).ready, wanted(READY_TIMEOUT));
+    assert_eq!(
+        vm(&ready("console", "login:", "1m30s")).ready,
+        wanted(Duration::from_secs(90))
+    );
+    for (bad, wanted) in [
+        (ready("agent", "login:", ""), "ready = \"agent\""),
+        (ready("console", "", ""), "ready_pattern"),
+        (ready("console", "a\u{7}", ""), "ready_pattern"),
+        (
+            ready("console", &"x".repeat(257), ""),
+            "ready_pattern has 257 bytes",
+        ),
+        (ready("", "login:", ""), "ready_pattern is given without ready"),
+        (ready("none", "", "9s"), "ready_timeout is given without ready"),
+        (ready("console", "login:", "soon"), "ready_timeout = \"soon\""),
+        (ready("console", "login:", "5"), "ready_timeout = \"5\""),
+        (ready("console", "login:", "999ms"), "ready_timeout"),
+        (ready("console", "login:", "301s"), "ready_timeout"),
+    ] {
+        let sentence = sentence(&bad);
+        assert!(sentence.contains(wanted), "{sentence}");
+    }
+}
+
+#[test]
+fn a_reboot_is_in_place_unless_the_job_says_otherwise() {
+    let reboot = |word: &str| Spec {
+        reboot: Some(word.to_owned()),
+        ..spec()
+    };
+    assert_eq!(vm(&spec()).reboot, Reboot::Reset);
+    assert_eq!(vm(&reboot("reset")).reboot, Reboot::Reset);
+    assert_eq!(vm(&reboot("shutdown")).reboot, Reboot::Shutdown);
+    assert!(sentence(&reboot("maybe")).contains("reboot = \"maybe\""));
+}
