@@ -325,7 +325,8 @@ fn watch(
     });
     reach("shim.execute.after");
 
-    let supervised = wait_for_end(&qemu, helper, signals);
+    let ended = wait_for_end(&qemu, helper, signals);
+    let supervised = ended.supervised;
     let status = wait_status(qemu_pid);
     let (ended_at_unix_ns, oom) = (unix_ns(), oom::happened(vm_cgroups));
     helper.tell(Fact::Ended {
@@ -339,6 +340,8 @@ fn watch(
         _ if !supervised => WaitStatus::Unknown,
         // A status means something only together with what QMP said before it.
         (None, WaitStatus::Exited(_)) => WaitStatus::Unknown,
+        // So does a kill of our own.
+        (None, WaitStatus::Signaled(_)) if ended.killed => WaitStatus::Unknown,
         (_, status) => status,
     };
     let told = seen.is_some();
@@ -359,8 +362,16 @@ fn watch(
     Ok(Watched { record, seen, told })
 }
 
-/// Waits until QEMU is dead; false if the supervisor was gone before.
-fn wait_for_end(qemu: &OwnedFd, helper: &Helper, signals: &OwnedFd) -> bool {
+/// What the monitor knows of a QEMU's end.
+struct End {
+    /// Whether the supervisor was there to see it.
+    supervised: bool,
+    /// Whether the monitor itself killed it.
+    killed: bool,
+}
+
+/// Waits until QEMU is dead.
+fn wait_for_end(qemu: &OwnedFd, helper: &Helper, signals: &OwnedFd) -> End {
     let mut terminated_at: Option<Instant> = None;
     let mut killed = false;
     loop {
@@ -377,7 +388,10 @@ fn wait_for_end(qemu: &OwnedFd, helper: &Helper, signals: &OwnedFd) -> bool {
         let mut supervised = !ready[1];
         if ready[2] {
             match link::receive_wish(&helper.link) {
-                Ok(Some(Wish::Kill)) => kill(qemu),
+                Ok(Some(Wish::Kill)) => {
+                    kill(qemu);
+                    killed = true;
+                }
                 Ok(Some(Wish::Seen(_))) | Err(Errno::AGAIN | Errno::INTR) => {}
                 Ok(None) | Err(_) => supervised = false,
             }
@@ -386,10 +400,10 @@ fn wait_for_end(qemu: &OwnedFd, helper: &Helper, signals: &OwnedFd) -> bool {
             // Nobody speaks for this VM any more.
             kill(qemu);
             let _gone = wait_readable(&[qemu.as_fd()], None);
-            return false;
+            killed = true;
         }
-        if ready[0] {
-            return true;
+        if ready[0] || !supervised {
+            return End { supervised, killed };
         }
         if ready.get(3) == Some(&true) {
             // The host is shut down, or somebody wants this VM to end: QEMU writes its disks out and says why it ends.

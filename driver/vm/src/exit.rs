@@ -292,7 +292,7 @@ pub struct Outcome {
     pub exit_code: i32,
     /// Signal that ended it, 0 if none.
     pub signal: i32,
-    /// Whether the VM's own memory limit ended it.
+    /// Whether the kernel ended it for want of memory, the VM's own or the host's.
     pub oom_killed: bool,
     /// One sentence for the task's events.
     pub sentence: String,

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::OFlags;
 use steppe_vm::exit::{self, ExitRecord};
@@ -124,7 +125,12 @@ fn append_locked(file: &mut File, entry: &Entry) -> io::Result<()> {
     })
 }
 
-/// Opens a record that was put there by whoever runs this process, and by nobody else: what stands in it is done as root.
+/// Opens a file of a task for reading that was put there by whoever runs this process.
+pub(crate) fn open_own(path: &Path) -> Result<File, RecordFileError> {
+    open(path, false)
+}
+
+/// Opens a file that was put there by whoever runs this process, and by nobody else: what stands in it is done as root.
 fn open(path: &Path, write: bool) -> Result<File, RecordFileError> {
     let foreign = |what| RecordFileError::Foreign {
         path: path.to_owned(),
@@ -166,7 +172,8 @@ fn open(path: &Path, write: bool) -> Result<File, RecordFileError> {
             source: io::ErrorKind::NotFound.into(),
         });
     }
-    if data.mode() & 0o022 != 0 || data.nlink() != 1 {
+    // The directory is root's alone, whatever the umask gave the other files in it.
+    if path.ends_with(RECORD) && data.mode() & 0o022 != 0 {
         return Err(foreign("a file that others can write"));
     }
     Ok(file)
@@ -226,13 +233,15 @@ pub(crate) fn append(directory: &Path, step: &Step) -> Result<(), RecordFileErro
     append_locked(&mut file, &now(step)).map_err(failed)
 }
 
-/// Names of what else is in a task's directory; the last one only where a shim of record version 1 made it.
-const OTHERS: [&str; 5] = [
-    "plan.json",
+/// Names of what else is in a task's directory, in the order in which they are removed: what a person needs to understand
+/// the rest goes last. The tails are those of a shim of record version 1.
+const OTHERS: [&str; 6] = [
+    "console.tail.new",
+    "console.tail",
     "shim.lock",
     "exit.json.new",
     "exit.json",
-    "console.tail",
+    "plan.json",
 ];
 
 /// Removes a task's directory, the record last: until then the task can be undone once more. A file that nobody of us put
@@ -281,25 +290,40 @@ pub(crate) struct Exit {
     pub(crate) stderr: Vec<u8>,
 }
 
-/// Reads how a task ended, if its shim has written it.
-pub(crate) fn read_exit(directory: &Path) -> Option<Exit> {
+/// Reads how a task ended; `None` if its shim has not written it, or what is there is no exit record.
+///
+/// # Errors
+/// It is there and can't be read, such as for want of descriptors: nothing is known then.
+pub(crate) fn read_exit(directory: &Path) -> Result<Option<Exit>, RecordFileError> {
+    let path = directory.join("exit.json");
+    let file = match open_own(&path) {
+        Ok(file) => file,
+        Err(RecordFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(RecordFileError::Foreign { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let mut bytes = Vec::new();
-    let file = open(&directory.join("exit.json"), false).ok()?;
-    let _length = file.take(EXIT_MAX_BYTES).read_to_end(&mut bytes).ok()?;
-    let (record, console, stderr) = exit::parse_file(&bytes)?;
-    Some(Exit {
+    if let Err(source) = file.take(EXIT_MAX_BYTES).read_to_end(&mut bytes) {
+        return Err(RecordFileError::Io { path, source });
+    }
+    Ok(exit::parse_file(&bytes).map(|(record, console, stderr)| Exit {
         record,
         console: console.to_vec(),
         stderr: stderr.to_vec(),
-    })
+    }))
 }
 
-/// The kernel's id of the current boot.
-pub(crate) fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+/// The kernel's id of the current boot; `None` while it can't be read. It stays the same, so it is read once.
+pub(crate) fn boot_id() -> Option<&'static str> {
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if let Some(id) = BOOT_ID.get() {
+        return Some(id);
+    }
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let id = Some(text.trim()).filter(|id| !id.is_empty())?;
+    Some(BOOT_ID.get_or_init(|| id.to_owned()))
 }
 
 #[cfg(test)]
@@ -415,9 +439,7 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
         refused("others can write");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        std::fs::hard_link(&path, directory.join("other")).unwrap();
-        refused("others can write");
-        std::fs::remove_file(&path).unwrap();
+        std::fs::rename(&path, directory.join("other")).unwrap();
         symlink(directory.join("other"), &path).unwrap();
         refused("a symbolic link");
         std::fs::remove_file(&path).unwrap();

@@ -33,7 +33,7 @@ pub(crate) enum StateError {
     },
     #[error(
         "state_dir {path} is in use by another agent's driver (process {holder}): give each agent a state_dir of its own; if \
-         that agent is gone, its driver ends within 2 min"
+         that agent is gone, its driver ends within 5 min"
     )]
     Locked { path: PathBuf, holder: String },
     #[error(

@@ -73,12 +73,24 @@ pub(crate) fn wait_unused(uid: u32, timeout: Duration) -> Result<(), LeaseError>
 
 /// Whether a process has one of a pair's ids.
 pub(crate) fn in_use(uid: u32) -> bool {
-    // The owner of a process's directory is its effective user.
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let owners = processes
-        .filter_map(|entry| entry.metadata().ok())
-        .map(|data| data.uid());
-    owners.into_iter().any(|owner| owner == uid || owner == uid + 1)
+    // Where processes can't be listed, nothing proves that there is none.
+    let Ok(mut processes) = std::fs::read_dir("/proc") else {
+        return true;
+    };
+    processes.any(|entry| {
+        let Ok(entry) = entry else { return true };
+        // The owner of a process's directory is its effective user. One that is gone by now has none.
+        let owner = entry.metadata().map(|data| data.uid());
+        owner.is_ok_and(|owner| owner == uid || owner == uid + 1) && !is_zombie(&entry.path())
+    })
+}
+
+/// Whether a process has ended and nobody has asked how: it keeps its user, and does nothing any more.
+fn is_zombie(process: &Path) -> bool {
+    let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+    // proc(5): the state follows the name, which may contain anything.
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('Z' | 'X')))
 }
 
 /// Whether a pair is leased by this owner.

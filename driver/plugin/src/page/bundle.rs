@@ -47,7 +47,13 @@ pub(super) fn collect(state_dir: &Path, inspection: &Inspection) -> Vec<Entry> {
     let mut notes = Vec::new();
     let mut entries = Vec::new();
     let directory = &inspection.seen.directory;
-    let leave_out = match &inspection.plan {
+    // Only a start that did not come to its plan has none.
+    let never_had_plan = matches!(&inspection.seen.record, Ok(Some(record)) if !record.may_have_shim());
+    let plan = match &inspection.plan {
+        Ok(None) if !never_had_plan => Err("the launch plan is gone".to_owned()),
+        plan => plan.clone(),
+    };
+    let leave_out = match &plan {
         Ok(plan) => {
             let cmdline = plan.as_ref().map_or("", steppe_qemu::redact::cmdline);
             if !cmdline.is_empty() {
@@ -235,8 +241,14 @@ fn qemu_version(inspection: &Inspection) -> String {
     };
     let program = text::plain(&plan.program.to_string_lossy());
     let own = rustix::process::geteuid().as_raw();
-    let is_trusted = std::fs::metadata(&plan.program)
-        .is_ok_and(|data| (data.uid() == 0 || data.uid() == own) && data.mode() & 0o022 == 0);
+    let is_qemu = plan
+        .program
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with("qemu-system-"));
+    let is_trusted = is_qemu
+        && inspection.seen.record.is_ok()
+        && std::fs::metadata(&plan.program)
+            .is_ok_and(|data| (data.uid() == 0 || data.uid() == own) && data.mode() & 0o022 == 0);
     let version = is_trusted.then(|| ask_version(&plan.program)).flatten();
     match version {
         Some(version) => format!("{} ({program} as it is installed now)", text::plain(&version)),

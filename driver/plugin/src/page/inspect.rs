@@ -1,6 +1,6 @@
 //! What is there to know about one task?
 
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::Serialize;
@@ -10,7 +10,7 @@ use steppe_vm::record::{Entry, Record, Step};
 
 use super::PageError;
 use super::list::{JSON_VERSION, Row};
-use super::seen::{self, End, Seen, directories, key_of, read_bounded};
+use super::seen::{self, End, Seen, directories, key_of};
 use super::text::{self, UNKNOWN, plain};
 use crate::host::{chain, records};
 
@@ -35,7 +35,10 @@ pub(super) struct Inspection {
 /// Looks at one task; `None` if it is gone by now.
 pub(super) fn look(state_dir: &Path, directory: &Path) -> Option<Inspection> {
     let seen = seen::look(directory, seen::instance(state_dir).as_deref())?;
-    let exit = seen.exit.as_ref().and_then(|_| records::read_exit(directory));
+    let exit = seen
+        .exit
+        .as_ref()
+        .and_then(|_| records::read_exit(directory).ok().flatten());
     let (console, messages) = exit.map(|exit| (exit.console, exit.stderr)).unzip();
     Some(Inspection {
         plan: read_plan(&directory.join("plan.json")),
@@ -46,18 +49,21 @@ pub(super) fn look(state_dir: &Path, directory: &Path) -> Option<Inspection> {
 }
 
 fn read_plan(path: &Path) -> Result<Option<LaunchPlan>, String> {
-    match read_bounded(path, PLAN_MAX_BYTES) {
-        Ok(text) => LaunchPlan::parse(&text).map(Some).map_err(|error| chain(&error)),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
-        {
-            Ok(None)
+    let file = match records::open_own(path) {
+        Ok(file) => file,
+        Err(records::RecordFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
         }
-        Err(error) => Err(format!("the launch plan can't be read: {error}")),
+        Err(error) => return Err(format!("the launch plan can't be used: {}", chain(&error))),
+    };
+    let mut text = Vec::new();
+    if let Err(error) = file.take(PLAN_MAX_BYTES).read_to_end(&mut text) {
+        return Err(format!("the launch plan can't be read: {error}"));
     }
+    // Without its cause, which quotes the plan, and with it what a job may have put there.
+    LaunchPlan::parse(&text)
+        .map(Some)
+        .map_err(|error| error.to_string())
 }
 
 /// The directory of the one task that these words name: a key, the beginning of one or of an allocation's id, or such a

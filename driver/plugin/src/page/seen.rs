@@ -353,7 +353,10 @@ pub(super) fn look(directory: &Path, instance: Option<&str>) -> Option<Seen> {
         shim_pid = living_shim(directory);
     }
     // Last of all: a shim writes it before it goes.
-    let exit = records::read_exit(directory).map(|exit| exit.record);
+    let exit = records::read_exit(directory)
+        .ok()
+        .flatten()
+        .map(|exit| exit.record);
     if std::fs::symlink_metadata(directory).is_err() {
         return None;
     }
@@ -363,7 +366,7 @@ pub(super) fn look(directory: &Path, instance: Option<&str>) -> Option<Seen> {
         this_boot: record.as_ref().is_ok_and(|record| {
             record
                 .as_ref()
-                .is_some_and(|record| record.header.boot_id == records::boot_id())
+                .is_some_and(|record| records::boot_id().is_none_or(|id| record.header.boot_id == id))
         }),
         record,
         shim_pid: shim_pid.map(|pid| pid.as_raw_nonzero().get()),
@@ -705,7 +708,7 @@ pub(super) mod tests {
         let mut header = seen(0).record().unwrap().header.clone();
         let key = task_key(&header.alloc_id, &header.task_id);
         let directory = root.path().join("tasks").join(key);
-        header.boot_id = records::boot_id();
+        header.boot_id = records::boot_id().unwrap().into();
         let mut record = records::RecordFile::create(&directory, &header).unwrap();
         for step in steps().into_iter().take(5) {
             let step = match step {

@@ -15,7 +15,9 @@ pub(super) fn stream(driver: &Arc<Driver>) -> ReceiverStream<Result<DriverTaskEv
     let (sender, receiver) = mpsc::channel(1);
     let (before, mut later) = driver.events.listen();
     let stopped = driver.plugin.stopper.stopped();
+    let connected = driver.reaper.connected();
     drop(tokio::spawn(async move {
+        let _connected = connected;
         tokio::pin!(stopped);
         for event in before {
             if sender.send(Ok(event)).await.is_err() {

@@ -105,6 +105,7 @@ impl Rpc for Service {
     async fn wait_task(&self, request: Request<wire::WaitTaskRequest>) -> Answer<wire::WaitTaskResponse> {
         let task = self.task(&request.into_inner().task_id)?;
         let _waiting = Waiting::on(&task);
+        let _connected = self.0.reaper.connected();
         let stopped = self.0.plugin.stopper.stopped();
         tokio::select! {
             // Nothing is lost: the end stays known to the task.

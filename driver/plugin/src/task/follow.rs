@@ -1,8 +1,9 @@
 //! How does a running VM become known, and its end?
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use steppe_vm::control::State;
 use steppe_vm::exit::ExitRecord;
@@ -12,12 +13,15 @@ use tokio::sync::watch;
 use super::shim::{Shim, View};
 use super::undo::{self, Undo};
 use super::{Ended, Task, blocking};
-use crate::host::records::{self, Exit};
-use crate::host::unix_ns;
+use crate::host::records::{self, Exit, RecordFileError};
+use crate::host::{chain, unix_ns};
 use crate::service::Driver;
 
 /// How long a shim that ends may still hold its lock.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pause between two tries to read how a VM ended.
+const READ_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Makes a running VM known, and follows it to its end.
 pub(crate) fn adopt(
@@ -80,6 +84,18 @@ impl Follower {
     }
 }
 
+/// What kept a file from being read may pass, such as want of descriptors; the end of a VM is asked for only once.
+fn read_exit_patiently(directory: &Path) -> Result<Option<Exit>, RecordFileError> {
+    let deadline = Instant::now() + SETTLE_TIMEOUT;
+    loop {
+        let read = records::read_exit(directory);
+        if read.is_ok() || Instant::now() >= deadline {
+            return read;
+        }
+        std::thread::sleep(READ_INTERVAL);
+    }
+}
+
 /// The end that a shim tells of, with what it wrote down beside it. Where that can't be read, its word is enough.
 pub(crate) async fn recorded(exit: ExitRecord, undo: &Undo) -> Ended {
     let directory = undo.directory.clone();
@@ -89,7 +105,8 @@ pub(crate) async fn recorded(exit: ExitRecord, undo: &Undo) -> Ended {
         stderr: Vec::new(),
     };
     let read = blocking(move || {
-        let read = records::read_exit(&directory).filter(|read| read.record == told.record);
+        let read = records::read_exit(&directory).ok().flatten();
+        let read = read.filter(|read| read.record == told.record);
         Ok(Ended::recorded(&read.unwrap_or(told)))
     });
     read.await.unwrap_or_else(|_| Ended::lost(unix_ns()))
@@ -102,8 +119,10 @@ pub(crate) async fn settle(undo: &Undo) -> Option<Ended> {
         if !undo::wait_unlocked(&undo.lock(), SETTLE_TIMEOUT) {
             return Ok(None);
         }
-        if let Some(exit) = records::read_exit(&undo.directory) {
-            return Ok(Some(Ended::recorded(&exit)));
+        match read_exit_patiently(&undo.directory) {
+            Ok(Some(exit)) => return Ok(Some(Ended::recorded(&exit))),
+            Ok(None) => {}
+            Err(error) => tracing::error!(error = chain(&error), "how a VM ended can't be read"),
         }
         // A shim that was killed because it stood still could not write anything down.
         let killed = matches!(undo.record(), Ok(Some(record)) if record.shim_was_killed());

@@ -6,6 +6,7 @@
 //! only while an agent is connected.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use steppe_vm::record::{Record, Step, is_key};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::undo::{UIDS, Undo, undo_of};
+use super::undo::{self, UIDS, Undo, undo_of};
 use super::{Failure, blocking, recover, stop};
 use crate::host::{chain, records, uids, unix_ns};
 use crate::service::Driver;
@@ -24,8 +25,9 @@ use crate::service::Driver;
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// After so long without an agent the plugin ends, and with it its claim on the state directory: an agent that was killed and
-/// comes back finds its plugin until then, one that lost its memory launches another.
-const ALONE_TIMEOUT: Duration = Duration::from_secs(120);
+/// comes back finds its plugin until then, one that lost its memory launches another. Longer than the two minutes that Nomad
+/// waits at most until it opens a stream again.
+const ALONE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long an orphan's guest may take to power off.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -109,15 +111,15 @@ async fn run(driver: &Arc<Driver>) {
             let driver = Arc::clone(driver);
             blocking(move || look(&driver)).await
         };
-        let found = match found {
-            Ok(found) => found,
+        let Look { found, busy } = match found {
+            Ok(look) => look,
             Err(Failure::Denied(reason) | Failure::Retryable(reason)) => {
                 tracing::debug!(reason, "the records can't be looked through");
                 continue;
             }
         };
-        // Who is asked about, or gone, begins anew.
-        unasked.retain(|key, _| found.iter().any(|found| found.key == *key));
+        // Who is asked about, or gone, begins anew; of whom is busy nothing is known.
+        unasked.retain(|key, _| busy.contains(key) || found.iter().any(|found| found.key == *key));
         let mut orphans = Vec::new();
         let mut ended = JoinSet::new();
         for found in found {
@@ -126,14 +128,22 @@ async fn run(driver: &Arc<Driver>) {
             *time += if new || !connected { Duration::ZERO } else { passed };
             match judge(found.seen, *time, grace) {
                 Verdict::Leave => {}
-                Verdict::Report => orphans.push(found),
+                Verdict::Report => orphans.push(found.report()),
                 Verdict::TakeBack => {
+                    // One that can't be taken back is still there.
+                    if found
+                        .record
+                        .as_ref()
+                        .is_some_and(|record| record.last_failure().is_some())
+                    {
+                        orphans.push(found.report());
+                    }
                     let (driver, time) = (Arc::clone(driver), *time);
                     drop(ended.spawn(async move { take_back(&driver, found, time, grace).await }));
                 }
             }
         }
-        report(driver, &orphans);
+        report(driver, orphans);
         // Side by side: each may take as long as a guest takes to shut down.
         while ended.join_next().await.is_some() {}
     }
@@ -159,10 +169,18 @@ impl Found {
         )
     }
 
+    fn report(&self) -> Orphan {
+        Orphan {
+            name: self.name(),
+            key: self.key.clone(),
+            reason: self.reason.clone(),
+        }
+    }
+
     /// What a task's directory shows.
     fn look(undo: Undo) -> Self {
         let (seen, record, reason) = match undo.record() {
-            Ok(Some(record)) => (seen(&record), Some(record), String::new()),
+            Ok(Some(record)) => (seen(&record, &undo.lock()), Some(record), String::new()),
             Ok(None) => (Seen::Interrupted, None, String::new()),
             Err(error) => (Seen::Unreadable, None, chain(&error)),
         };
@@ -180,10 +198,18 @@ impl Found {
     }
 }
 
-fn seen(record: &Record) -> Seen {
+/// What is said of a task that nobody asks about.
+#[derive(Debug)]
+struct Orphan {
+    name: String,
+    key: String,
+    reason: String,
+}
+
+fn seen(record: &Record, lock: &Path) -> Seen {
     if record.undo_begun() {
         Seen::Undoing
-    } else if record.header.boot_id != records::boot_id() {
+    } else if undo::is_of_this_boot(record, lock) == Some(false) {
         Seen::OtherBoot
     } else if record.started_at_unix_ns().is_none() {
         Seen::Interrupted
@@ -192,25 +218,40 @@ fn seen(record: &Record) -> Seen {
     }
 }
 
+/// All tasks that nobody asks about, and the keys of those to which something is done right now.
+#[derive(Debug)]
+struct Look {
+    found: Vec<Found>,
+    busy: Vec<String>,
+}
+
 /// Looks at every record of this instance, and at user ids that it leased for a task without one. Blocks.
-fn look(driver: &Driver) -> Result<Vec<Found>, Failure> {
+fn look(driver: &Driver) -> Result<Look, Failure> {
     let instance = driver.instance()?;
     let state = instance.state().map_err(|error| Failure::retryable(&error))?;
     let keys = state.tasks().map_err(|error| Failure::retryable(&error))?;
-    let asked = |key: &str| driver.tasks.is_waited_for(key) || driver.tasks.is_busy(key);
-    let mut all: Vec<Found> = keys
-        .iter()
-        .filter(|key| !asked(key))
-        .map(|key| Found::look(undo_of(&instance, &state, key)))
-        .collect();
+    let mut look = Look {
+        found: Vec::new(),
+        busy: Vec::new(),
+    };
+    for key in &keys {
+        if driver.tasks.is_waited_for(key) {
+            continue;
+        }
+        if driver.tasks.is_busy(key) {
+            look.busy.push(key.clone());
+        } else {
+            look.found.push(Found::look(undo_of(&instance, &state, key)));
+        }
+    }
     let leases = instance.options.run_dir.join(UIDS);
     for (uid, key) in uids::leased_by(&leases, state.instance()) {
-        if keys.contains(&key) || asked(&key) || !is_key(&key) {
+        if keys.contains(&key) || driver.tasks.is_busy(&key) || !is_key(&key) {
             continue;
         }
         // Its directory was removed by hand, or is being made or removed right now.
         let undo = undo_of(&instance, &state, &key);
-        if undo.directory.exists() {
+        if !matches!(undo.directory.try_exists(), Ok(false)) {
             continue;
         }
         if !uids::in_use(uid) {
@@ -219,7 +260,7 @@ fn look(driver: &Driver) -> Result<Vec<Found>, Failure> {
             drop(std::fs::remove_dir_all(&undo.run_directory));
             continue;
         }
-        all.push(Found {
+        look.found.push(Found {
             key,
             undo: None,
             seen: Seen::Unreadable,
@@ -227,21 +268,21 @@ fn look(driver: &Driver) -> Result<Vec<Found>, Failure> {
             reason: format!("it has user id {uid}, but its directory is gone"),
         });
     }
-    Ok(all)
+    Ok(look)
 }
 
 /// Makes the orphans an attribute of the node, and says each new one in the log.
-fn report(driver: &Driver, orphans: &[Found]) {
-    let names: Vec<String> = orphans.iter().map(Found::name).collect();
+fn report(driver: &Driver, orphans: Vec<Orphan>) {
     let _changed = driver.reaper.orphans.send_if_modified(|known| {
-        for found in orphans.iter().filter(|found| !known.contains(&found.name())) {
+        for orphan in orphans.iter().filter(|orphan| !known.contains(&orphan.name)) {
             tracing::warn!(
-                task = found.name(),
-                record = found.key,
-                reason = found.reason,
+                task = orphan.name,
+                record = orphan.key,
+                reason = orphan.reason,
                 "something of a task is here that no agent asks about"
             );
         }
+        let names: Vec<String> = orphans.into_iter().map(|orphan| orphan.name).collect();
         let changed = *known != names;
         *known = names;
         changed

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::follow::{follow, settle};
 use super::shim::Shim;
-use super::undo::{Undo, undo_of};
+use super::undo::{self, Undo, undo_of};
 use super::{Ended, Failure, Task, blocking};
 use crate::host::{chain, records};
 use crate::service::Driver;
@@ -76,7 +76,7 @@ pub(crate) async fn recover(
             record.header.task_id
         )));
     }
-    if record.header.boot_id != records::boot_id() {
+    if undo::is_of_this_boot(&record, &undo.lock()) == Some(false) {
         return Err(Failure::Denied(
             "the host was restarted since (or the record is another host's), and the VM ended with that"
                 .to_owned(),

@@ -154,7 +154,9 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
     let header = Header {
         version: RECORD_VERSION,
         instance: state.instance().to_owned(),
-        boot_id: records::boot_id(),
+        boot_id: records::boot_id()
+            .ok_or_else(|| Failure::Retryable("the kernel's boot id can't be read".to_owned()))?
+            .to_owned(),
         task_id: order.task_id.clone(),
         alloc_id: order.alloc_id.clone(),
         task_name: order.task_name.clone(),

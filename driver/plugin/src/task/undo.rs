@@ -57,6 +57,11 @@ pub(crate) enum UndoError {
     /// Nothing was done.
     #[error("the VM is left alone")]
     Record(#[from] BeliefError),
+    /// Nothing was done.
+    #[error(
+        "the kernel's boot id can't be read, so nothing is known of the VM's processes; it is tried again"
+    )]
+    BootId,
     /// What doesn't depend on it was done; the record stays until this is.
     #[error("not everything could be taken back, it is tried again: {}", list(.0))]
     Steps(Vec<Failed>),
@@ -160,7 +165,8 @@ impl Undo {
     /// Reads the task's record, and decides whether it is to be believed. `None` where nothing was begun: the header comes
     /// before the first effect.
     pub(crate) fn record(&self) -> Result<Option<Record>, BeliefError> {
-        let lives = || !is_unlocked(&self.lock());
+        // Before the record is read: the step that names the shim is written before the lock is taken.
+        let lives = !is_unlocked(&self.lock());
         let holder = || holder(&self.lock());
         let no_record = || BeliefError::NoRecord {
             directory: self.directory.clone(),
@@ -168,8 +174,8 @@ impl Undo {
         };
         let record = match records::read(&self.directory) {
             Ok(Some(record)) => record,
-            Ok(None) if lives() => return Err(no_record()),
-            Err(error) if error.is_empty() && lives() => return Err(no_record()),
+            Ok(None) if lives => return Err(no_record()),
+            Err(error) if error.is_empty() && lives => return Err(no_record()),
             Ok(None) => return Ok(None),
             Err(error) if error.is_empty() => return Ok(None),
             Err(source) => {
@@ -191,8 +197,13 @@ impl Undo {
         if task_key(&header.alloc_id, &header.task_id) != self.key() {
             return Err(foreign("of another task than its directory"));
         }
+        let is_place = |path: &Path| path.ends_with(Path::new(&self.instance).join(self.key()));
+        let is_leaf = |leaf: &PathBuf| leaf.ends_with("vm") || leaf.ends_with("shim");
+        if !record.run_directory().is_none_or(is_place) || !record.leaves().iter().all(is_leaf) {
+            return Err(foreign("one that names what no task has"));
+        }
         // The end of the record is missing, and with it what the VM has.
-        if !record.may_have_shim() && lives() {
+        if !record.may_have_shim() && lives {
             return Err(no_record());
         }
         Ok(Some(record))
@@ -224,9 +235,10 @@ impl Undo {
             tracing::debug!(error = chain(&error), "an undo could not be named");
         }
         self.reach("named.after");
-        let this_boot = record
-            .as_ref()
-            .is_none_or(|record| record.header.boot_id == records::boot_id());
+        let this_boot = match &record {
+            Some(record) => is_of_this_boot(record, &self.lock()).ok_or(UndoError::BootId)?,
+            None => true,
+        };
         let mut failed = Vec::new();
         // Whether processes of the VM may still live: then nothing is given back that they use.
         let mut lives = false;
@@ -288,7 +300,7 @@ impl Undo {
     /// Makes sure that no shim lives: waits a moment if it is about to leave, else kills it, which kills QEMU.
     fn end_shim(&self, had_guest: bool) -> Result<(), StepError> {
         let lock = self.lock();
-        let ended = records::read_exit(&self.directory).is_some();
+        let ended = matches!(records::read_exit(&self.directory), Ok(Some(_)));
         // Logs are held for their reader only where a guest wrote some.
         if had_guest && ended && wait_unlocked(&lock, LEAVE_TIMEOUT) || is_unlocked(&lock) {
             return Ok(());
@@ -306,6 +318,14 @@ impl Undo {
     fn reach(&self, point: &str) {
         steppe_points::reach(&format!("undo.{point}"), &self.key());
     }
+}
+
+/// Whether the host still runs the boot in which a record was written. A lock that is held proves it; `None` where nothing does.
+pub(crate) fn is_of_this_boot(record: &Record, lock: &Path) -> Option<bool> {
+    if !is_unlocked(lock) {
+        return Some(true);
+    }
+    Some(record.header.boot_id == records::boot_id()?)
 }
 
 /// Opens a lock for reading; what isn't a file, such as a FIFO in its place, must not hang us.
@@ -403,7 +423,7 @@ mod tests {
         let header = Header {
             version: RECORD_VERSION,
             instance: "i".into(),
-            boot_id: records::boot_id(),
+            boot_id: records::boot_id().unwrap().into(),
             task_id: "a/vm/1".into(),
             alloc_id: "a".into(),
             task_name: "vm".into(),
@@ -591,7 +611,7 @@ mod tests {
         let host = host(4);
         let path = host.undo.directory.join("record");
         let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, text.replace(&records::boot_id(), "earlier")).unwrap();
+        std::fs::write(&path, text.replace(records::boot_id().unwrap(), "earlier")).unwrap();
         host.undo.run().unwrap();
         assert!(!host.undo.directory.exists() && !host.undo.run_directory.exists());
         // A group of that name is somebody else's by now.
