@@ -90,6 +90,12 @@ impl Control {
             return;
         };
         let peer = rustix::net::sockopt::socket_peercred(&socket);
+        // Who connects and says nothing must not keep the plugin out.
+        if self.clients.len() >= CLIENTS_MAX
+            && let Some(silent) = self.clients.iter().position(|client| client.version.is_none())
+        {
+            drop(self.clients.remove(silent));
+        }
         if self.clients.len() < CLIENTS_MAX && peer.is_ok_and(|peer| peer.uid.as_raw() == self.owner_uid) {
             let _id = self.add(socket);
         }

@@ -103,10 +103,14 @@ fn system(what: &'static str) -> impl FnOnce(Errno) -> MonitorError {
 /// Opens one of Nomad's log FIFOs: for reading too, so that it never breaks when its reader goes and comes, and never
 /// through a link that a task may have put in its place.
 pub(crate) fn open_log(path: &Path) -> Result<OwnedFd, MonitorError> {
-    let failed = |source| MonitorError::Path {
-        what: "opening log",
-        path: path.to_owned(),
-        source,
+    let failed = |source| match source {
+        // A link in its place.
+        Errno::LOOP => MonitorError::Log(path.to_owned()),
+        source => MonitorError::Path {
+            what: "opening log",
+            path: path.to_owned(),
+            source,
+        },
     };
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
     let log = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;

@@ -237,7 +237,10 @@ impl Supervisor {
         };
         let mut watched: Vec<(What, BorrowedFd<'_>, PollFlags)> = Vec::with_capacity(8);
         watched.push((What::Link, self.link.as_fd(), PollFlags::IN));
-        if let Some(qmp) = &self.qmp {
+        // Not before it is known who speaks there: the monitor may be slower than QEMU.
+        if let Some(qmp) = &self.qmp
+            && self.qemu_pid != 0
+        {
             watched.push((What::Qmp, qmp.socket(), writable(qmp.is_waiting())));
         }
         if let Some(console) = &self.console {
@@ -424,7 +427,7 @@ impl Supervisor {
                     }
                 }
                 Ok(Some(Incoming::Reply { id, result })) => self.on_reply(&mut qmp, id, result),
-                Ok(Some(Incoming::Event { name, data })) => self.on_event(&name, &data),
+                Ok(Some(Incoming::Event { name, data })) => self.on_event(&mut qmp, &name, &data),
                 Ok(None) => break,
                 Err(error) => {
                     // A QEMU that breaks its own protocol can't be controlled: it is ended, not trusted.
@@ -497,7 +500,7 @@ impl Supervisor {
         }
     }
 
-    fn on_event(&mut self, name: &str, data: &Value) {
+    fn on_event(&mut self, qmp: &mut Qmp, name: &str, data: &Value) {
         match name {
             _ if self.reason.is_verdict() => {}
             "GUEST_PANICKED" => {
@@ -529,7 +532,7 @@ impl Supervisor {
                     .iter()
                     .any(|(_, pending)| *pending == Pending::Status) =>
             {
-                if let Ok(id) = self.command(&query_status {}) {
+                if let Ok(id) = qmp.send(&query_status {}) {
                     self.pending.push((id, Pending::Status));
                 }
             }

@@ -514,6 +514,9 @@ const LAST_LINES: usize = 3;
 /// Most characters of a line that an event shows.
 const LAST_LINE_CHARS: usize = 120;
 
+/// What Linux says when it panics (`kernel/panic.c`); the reason follows on the same line.
+const PANIC: &str = "Kernel panic - not syncing";
+
 /// The last lines of a console or a message log, fit for one line of an event: the last few that aren't empty, joined by
 /// " | ", without control characters. Empty where there are none. The bytes may be anything.
 #[must_use]
@@ -531,15 +534,15 @@ pub fn last_lines(tail: &[u8]) -> String {
         }
         kept.trim().to_owned()
     };
-    let mut lines: Vec<String> = text
-        .lines()
-        .rev()
-        .map(clean)
-        .filter(|line| !line.is_empty())
-        .take(LAST_LINES)
-        .collect();
-    lines.reverse();
-    lines.join(" | ")
+    let mut lines: Vec<String> = text.lines().map(clean).filter(|line| !line.is_empty()).collect();
+    let mut last = lines.split_off(lines.len().saturating_sub(LAST_LINES));
+    // What follows a panic's reason is registers.
+    if let Some(reason) = lines.into_iter().rev().find(|line| line.contains(PANIC))
+        && let Some(oldest) = last.first_mut()
+    {
+        *oldest = reason;
+    }
+    last.join(" | ")
 }
 
 #[cfg(test)]
@@ -717,6 +720,10 @@ mod tests {
     fn last_lines_fit_an_event() {
         assert_eq!(last_lines(b""), "");
         assert_eq!(last_lines(b"a\r\nb\r\n\r\nc\td\x1b[0m\r\ne"), "b | c d [0m | e");
+        assert_eq!(
+            last_lines(b"Kernel panic - not syncing: why\nRAX\nRBX\nRCX\nRDX\n"),
+            "Kernel panic - not syncing: why | RCX | RDX"
+        );
         assert_eq!(last_lines(b"\xff\xfe\x00\n"), "\u{fffd}\u{fffd}");
         assert_eq!(
             last_lines("é".repeat(500).as_bytes()).chars().count(),

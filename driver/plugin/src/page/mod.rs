@@ -49,7 +49,6 @@ mod bundle;
 mod inspect;
 mod list;
 
-mod ask;
 mod leave_out;
 mod seen;
 mod text;

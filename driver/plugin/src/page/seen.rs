@@ -18,8 +18,8 @@ use steppe_vm::exit::{Asked, Cause, ExitRecord, Outcome};
 use steppe_vm::record::{Record, Step, is_key, task_key};
 
 use super::PageError;
-use super::ask::{Answer, AskError, ask};
 use crate::host::{chain, records, unix_ns};
+use crate::task::ask::{Answer, AskError, ask};
 use crate::task::undo;
 
 /// What becomes of a VM, in one word or a few.

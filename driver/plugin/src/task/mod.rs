@@ -12,6 +12,7 @@ pub(crate) mod reap;
 pub(crate) mod recover;
 pub(crate) mod undo;
 
+pub(crate) mod ask;
 pub(crate) mod events;
 pub(crate) mod registry;
 pub(crate) mod shim;

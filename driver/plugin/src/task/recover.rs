@@ -8,8 +8,8 @@ use steppe_vm::record::{Record, Step, task_key};
 use tokio::sync::watch;
 
 use super::follow::{follow, settle};
-use super::shim::Shim;
-use super::undo::{self, Undo, undo_of};
+use super::shim::{ConnectError, Shim};
+use super::undo::{self, Undo, is_unlocked, undo_of};
 use super::{Ended, Failure, Task, blocking};
 use crate::host::{chain, records};
 use crate::service::Driver;
@@ -102,13 +102,22 @@ pub(super) async fn take_back(record: Record, undo: Arc<Undo>) -> Result<Arc<Tas
     let key = undo.key();
     let started_at_unix_ns = record.started_at_unix_ns().unwrap_or_default();
     reach("recover.connect.before", &key);
-    let connected = Shim::connect(undo.shim()).await;
+    // Whatever listens in a dead shim's place is not it.
+    let connected = if is_unlocked(&undo.lock()) {
+        Err(ConnectError::Ended)
+    } else {
+        Shim::connect(undo.shim()).await
+    };
     reach("recover.connect.after", &key);
     reach("recover.adopt.before", &key);
     let task = match connected {
         Ok(shim) => {
             tracing::info!(task = record.header.task_id, "a VM is found again");
             follow(record.header, started_at_unix_ns, shim, undo)
+        }
+        // It speaks, or stands still: it is not about to leave.
+        Err(error @ (ConnectError::Line(_) | ConnectError::Version(_) | ConnectError::Silent)) => {
+            return Err(Failure::Denied(format!("the VM runs, but {}", chain(&error))));
         }
         Err(error) => {
             let Some(ended) = settle(&undo).await else {

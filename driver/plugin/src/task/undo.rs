@@ -15,6 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use steppe_vm::record::{Record, Step, task_key};
 use steppe_vm::undo::{UndoStep, steps};
 
+use super::ask::{AskError, ask};
 use super::shim::Address;
 use crate::host::cgroup::CgroupError;
 use crate::host::records::{self, RecordFileError};
@@ -62,6 +63,12 @@ pub(crate) enum UndoError {
         "the kernel's boot id can't be read, so nothing is known of the VM's processes; it is tried again"
     )]
     BootId,
+    /// Nothing was done: another release knows this VM, this one doesn't.
+    #[error(
+        "the VM is left alone{}: its shim speaks another version: {reason}; install the release that started it again",
+        holder_text(*.holder)
+    )]
+    Version { reason: String, holder: Option<Pid> },
     /// What doesn't depend on it was done; the record stays until this is.
     #[error("not everything could be taken back, it is tried again: {}", list(.0))]
     Steps(Vec<Failed>),
@@ -202,6 +209,10 @@ impl Undo {
         if !record.run_directory().is_none_or(is_place) || !record.leaves().iter().all(is_leaf) {
             return Err(foreign("one that names what no task has"));
         }
+        // No process outlives a boot: whoever wrote that record, its VM is of this one.
+        if lives && records::boot_id().is_some_and(|id| id != header.boot_id) {
+            return Err(foreign("of another boot of the host than its VM"));
+        }
         // The end of the record is missing, and with it what the VM has.
         if !record.may_have_shim() && lives {
             return Err(no_record());
@@ -227,6 +238,18 @@ impl Undo {
         let here = record
             .as_ref()
             .map_or_else(|| self.clone(), |record| self.clone().at(record));
+        let had_guest = record
+            .as_ref()
+            .is_some_and(|record| record.started_at_unix_ns().is_some());
+        if had_guest
+            && !is_unlocked(&self.lock())
+            && let Err(AskError::Version(reason)) = ask(&here.shim().control)
+        {
+            return Err(UndoError::Version {
+                reason,
+                holder: holder(&self.lock()),
+            });
+        }
         self.reach("named.before");
         if record.as_ref().is_some_and(|record| !record.undo_begun())
             && let Err(error) = records::append(&self.directory, &Step::Undo)

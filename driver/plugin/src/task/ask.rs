@@ -17,15 +17,15 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a shim answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// The version of the control protocol that it chose.
-    pub(super) version: u32,
-    pub(super) state: State,
+    pub(crate) version: u32,
+    pub(crate) state: State,
 }
 
 /// Why a shim that lives is not understood.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AskError {
+pub(crate) enum AskError {
     #[error("its shim's socket can't be reached")]
     Connect(#[source] io::Error),
     #[error("its shim does not answer within {} s", TIMEOUT.as_secs())]
@@ -43,7 +43,7 @@ pub(super) enum AskError {
 }
 
 /// Asks the shim that listens on this socket.
-pub(super) fn ask(socket: &Path) -> Result<Answer, AskError> {
+pub(crate) fn ask(socket: &Path) -> Result<Answer, AskError> {
     let deadline = Instant::now() + TIMEOUT;
     let mut stream = connect(socket)?;
     let hello = Request::Hello {
