@@ -1,5 +1,6 @@
 //! How is a real Nomad agent started, killed and started again?
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
@@ -29,6 +30,9 @@ const DYNAMIC_PORTS: u16 = 120;
 /// Below the kernel's own range (32768…), so that no connection takes one between our look and its use.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
+/// Longest `run_dir` that the plugin takes.
+const RUN_DIR_MAX_BYTES: usize = 30;
+
 /// What the plugin's program is called.
 pub(crate) const PLUGIN: &str = "nomad-driver-microvm";
 
@@ -39,11 +43,13 @@ pub(crate) struct Agent {
     directory: PathBuf,
     http: u16,
     rpc: u16,
+    /// Whether it is server and client in one, with its state in memory.
+    dev: bool,
     child: Mutex<Option<Child>>,
 }
 
 impl Agent {
-    fn new(nomad: &Path, directory: PathBuf, config: impl FnOnce([u16; 3]) -> String) -> Self {
+    fn new(nomad: &Path, directory: PathBuf, dev: bool, config: impl FnOnce([u16; 3]) -> String) -> Self {
         std::fs::create_dir_all(&directory).expect("a folder can be made in the scratch folder");
         let [http, rpc, serf] = [(); 3].map(|()| ports(1));
         std::fs::write(directory.join("agent.hcl"), config([http, rpc, serf]))
@@ -53,6 +59,7 @@ impl Agent {
             directory,
             http,
             rpc,
+            dev,
             child: Mutex::new(None),
         }
     }
@@ -61,15 +68,35 @@ impl Agent {
         Api::new(self.http)
     }
 
+    /// Changes its configuration, for the next start.
+    pub(crate) fn reconfigure(&self, from: &str, to: &str) {
+        let file = self.directory.join("agent.hcl");
+        let text = std::fs::read_to_string(&file).expect("it was written");
+        assert!(text.contains(from), "the configuration has no {from}");
+        std::fs::write(&file, text.replace(from, to)).expect("a file can be written in the scratch folder");
+    }
+
     /// Starts the process; the log of an earlier one is continued.
     pub(crate) fn start(&self) {
+        self.start_by(&[]);
+    }
+
+    /// Starts the process by another program, whose last arguments are Nomad and its own, and which becomes it.
+    pub(crate) fn start_by(&self, wrapper: &[&str]) {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.directory.join("agent.log"))
             .expect("a file can be written in the scratch folder");
-        let child = Command::new(&self.nomad)
-            .args(["agent", "-config", "agent.hcl"])
+        let mut words: Vec<&OsStr> = wrapper.iter().map(OsStr::new).collect();
+        words.push(self.nomad.as_os_str());
+        words.push(OsStr::new("agent"));
+        if self.dev {
+            words.push(OsStr::new("-dev"));
+        }
+        words.extend([OsStr::new("-config"), OsStr::new("agent.hcl")]);
+        let child = Command::new(words[0])
+            .args(&words[1..])
             .current_dir(&self.directory)
             .env(MARK, &self.directory)
             // Whoever runs the tests may have a Nomad of their own.
@@ -99,6 +126,12 @@ impl Agent {
         self.end(Signal::TERM);
     }
 
+    /// Does what a terminal does at ctrl-c: the agent and all that is still in its process group get SIGINT.
+    pub(crate) fn interrupt(&self) {
+        let pid = self.child().as_ref().map(Child::id).expect("it was started");
+        assert!(process::signal_group(pid, Signal::INT), "the agent is gone");
+    }
+
     fn end(&self, signal: Signal) {
         let Some(mut child) = self.child().take() else {
             return;
@@ -119,12 +152,20 @@ impl Agent {
             drop(child.kill());
             drop(child.wait());
         }
-        status.unwrap_or_else(|_| panic!("the agent runs on; its log:\n{}", self.log()))
+        status.unwrap_or_else(|_| panic!("the agent runs on; end of its log:\n{}", self.last_lines()))
     }
 
     /// Everything it has logged.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("agent.log")).unwrap_or_default()
+    }
+
+    /// The last lines of it, for whoever looks for a reason.
+    fn last_lines(&self) -> String {
+        const LINES: usize = 15;
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LINES)..].join("\n")
     }
 }
 
@@ -193,7 +234,7 @@ impl Server {
     /// Starts it and waits for its keyring: a client that registers earlier is ready only half a minute later.
     pub(crate) fn start(nomad: &Path, scratch: &Path) -> Self {
         let directory = scratch.join("server");
-        let server = Self(Agent::new(nomad, directory.clone(), |ports| {
+        let server = Self(Agent::new(nomad, directory.clone(), false, |ports| {
             let config = common("server", ports)
                 + r#"
 server {
@@ -231,6 +272,9 @@ server {
 pub(crate) struct Client {
     pub(crate) agent: Agent,
     pub(crate) name: String,
+    /// The folder of the plugin that it launches.
+    pub(crate) plugins: PathBuf,
+    run_dir: PathBuf,
     node: Mutex<Option<String>>,
 }
 
@@ -243,13 +287,27 @@ pub(crate) struct Setup<'a> {
     pub(crate) name: &'a str,
     /// The plugin's options as HCL; `DIRECTORY` stands for the client's folder.
     pub(crate) options: &'a str,
+    /// Its `plugin_dir`.
+    pub(crate) plugins: PathBuf,
+    /// Where the options put `run_dir`, if not into the client's folder.
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Whether it is an agent that is its own server, and keeps nothing: `nomad agent -dev`.
+    pub(crate) dev: bool,
 }
 
 impl Client {
     /// Makes a client that is not started yet.
     pub(crate) fn new(setup: &Setup<'_>) -> Self {
         let directory = setup.scratch.join(setup.name);
-        let agent = Agent::new(setup.nomad, directory.clone(), |own| {
+        let run_dir = setup.run_dir.clone().unwrap_or_else(|| directory.join("run"));
+        assert!(
+            run_dir.as_os_str().len() <= RUN_DIR_MAX_BYTES || !setup.options.contains("DIRECTORY/run"),
+            "the client's name {:?} is too long: run_dir would be {}",
+            setup.name,
+            run_dir.display()
+        );
+        let agent = Agent::new(setup.nomad, directory.clone(), setup.dev, |own| {
+            let servers = format!("servers = [\"127.0.0.1:{}\"]", setup.server.0.rpc);
             let from = ports(DYNAMIC_PORTS);
             let config = common(setup.name, own)
                 + &format!(
@@ -258,7 +316,7 @@ datacenter = "{name}"
 plugin_dir = "{plugins}"
 client {{
   enabled           = true
-  servers           = ["127.0.0.1:{rpc}"]
+  {servers}
   network_interface = "lo"
   max_kill_timeout  = "60s"
   min_dynamic_port  = {from}
@@ -286,8 +344,8 @@ plugin "{PLUGIN}" {{
 }}
 "#,
                     name = setup.name,
-                    plugins = setup.scratch.join("plugins").display(),
-                    rpc = setup.server.0.rpc,
+                    plugins = setup.plugins.display(),
+                    servers = if setup.dev { "" } else { &servers },
                     to = from + DYNAMIC_PORTS - 1,
                     options = setup.options,
                 );
@@ -296,6 +354,8 @@ plugin "{PLUGIN}" {{
         Self {
             agent,
             name: setup.name.to_owned(),
+            plugins: setup.plugins.clone(),
+            run_dir,
             node: Mutex::new(None),
         }
     }
@@ -313,7 +373,7 @@ plugin "{PLUGIN}" {{
     }
 
     pub(crate) fn run_dir(&self) -> PathBuf {
-        self.directory().join("run")
+        self.run_dir.clone()
     }
 
     /// Waits until the client itself has registered and says something about the driver that satisfies `look`.
@@ -343,13 +403,10 @@ plugin "{PLUGIN}" {{
             }
         });
         ready.unwrap_or_else(|last| {
-            let log = self.agent.log();
-            let tail: Vec<&str> = log.lines().rev().take(15).collect();
-            let tail: Vec<&str> = tail.into_iter().rev().collect();
             panic!(
                 "client {}: {what}: seen last: {last}; end of its log:\n{}",
                 self.name,
-                tail.join("\n")
+                self.agent.last_lines()
             );
         })
     }

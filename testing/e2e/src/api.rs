@@ -192,7 +192,7 @@ pub(crate) struct TaskState {
     pub(crate) events: Option<Vec<Event>>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Event {
     #[serde(rename = "Type")]
@@ -202,6 +202,18 @@ pub(crate) struct Event {
     pub(crate) display_message: String,
     pub(crate) exit_code: i64,
     pub(crate) signal: i64,
+    /// What else is known: the driver's annotations, whether memory was lacking.
+    pub(crate) details: Option<BTreeMap<String, String>>,
+}
+
+impl Event {
+    /// One of its details; empty if it has none of that name.
+    pub(crate) fn detail(&self, name: &str) -> &str {
+        let details = self.details.as_ref();
+        details
+            .and_then(|details| details.get(name))
+            .map_or("", String::as_str)
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

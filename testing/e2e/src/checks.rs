@@ -9,6 +9,15 @@ mod stop;
 mod crash;
 mod interrupted;
 
+mod agents;
+mod reboot;
+mod upgrade;
+mod witness;
+
+mod causes;
+mod page;
+mod truth;
+
 mod cycles;
 
 mod bad_agents;
@@ -25,8 +34,11 @@ const fn check(name: &'static str, beside: Beside, run: fn(&World)) -> Check {
 
 /// Every check, those that take longest first.
 pub(crate) const TABLE: &[Check] = &[
+    check("orphan_found_and_stopped", Others, agents::orphan),
     check("e2e_driver_healthy", Others, basic::driver_healthy),
     check("bad_input_line", Others, bad_input::line),
+    check("bad_input_truth", Others, truth::input),
+    check("exit_causes_table", Others, causes::table),
     check("e2e_start_interrupted", Others, interrupted::start),
     check("e2e_agent_kill9", Others, crash::agent_kill9),
     check("e2e_agent_restart", Others, crash::agent_restart),
@@ -35,7 +47,15 @@ pub(crate) const TABLE: &[Check] = &[
         Others,
         crash::vm_dies_while_agent_down,
     ),
+    check("downgrade_refused", Others, upgrade::downgrade_refused),
+    check("two_agents_one_host", Others, agents::two_on_one_host),
+    check("host_reboot", Others, reboot::host_reboot),
+    check("upgrade_previous_release", Others, upgrade::previous_release),
+    check("upgrade_files_under_vm", Others, upgrade::files_under_vm),
+    check("agent_dev_ctrl_c", Others, agents::dev_ctrl_c),
     check("e2e_plugin_kill9", Others, crash::plugin_kill9),
+    check("page_list_inspect", Others, page::list_inspect),
+    check("page_bundle", Others, page::bundle),
     check("e2e_stop_deadline", Others, stop::deadline),
     check("plan_by_hand", Others, plan::by_hand),
     check("e2e_logs_live", Others, logs::live),

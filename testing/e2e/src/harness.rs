@@ -153,7 +153,8 @@ fn remember_panics() {
     }));
 }
 
-fn take_panic() -> String {
+/// The text and place of this thread's last panic, for whoever has caught it.
+pub(crate) fn take_panic() -> String {
     PANIC.take()
 }
 

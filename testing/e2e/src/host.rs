@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::agent::Client;
 use crate::process;
 
@@ -72,6 +74,21 @@ impl Snapshot {
     }
 }
 
+/// What a client's driver has on this host that is there for tasks: nothing, if it has none.
+pub(crate) fn leavings(client: &Client) -> Vec<String> {
+    let run_dir = client.run_dir();
+    // The folders of the leases and of each driver instance are made once and stay.
+    let stays = |line: &str| {
+        let path = line.strip_prefix("file ").map(Path::new);
+        path.is_some_and(|path| path.parent() == Some(&run_dir) && path.is_dir())
+    };
+    let Snapshot(lines) = Snapshot::of(client);
+    lines
+        .into_iter()
+        .filter(|line| !line.starts_with("link ") && !line.starts_with("mount ") && !stays(line))
+        .collect()
+}
+
 fn beneath(directory: &Path, see: &mut impl FnMut(&Path)) {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         see(&entry.path());
@@ -82,7 +99,7 @@ fn beneath(directory: &Path, see: &mut impl FnMut(&Path)) {
 }
 
 /// A VM that runs: its shim, which was started for a task of this key, and what descends from it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Vm {
     pub(crate) key: String,
     pub(crate) shim: u32,
@@ -97,9 +114,63 @@ impl Vm {
             .copied()
             .find(|pid| process::one(*pid).is_some_and(|process| process.name() != SHIM))
     }
+
+    /// The supervisor's process id: the descendant of the shim that is one.
+    pub(crate) fn supervisor(&self) -> Option<u32> {
+        self.others
+            .iter()
+            .copied()
+            .find(|pid| process::one(*pid).is_some_and(|process| process.name() == SHIM))
+    }
+
+    /// The folder of its record.
+    pub(crate) fn directory(&self, client: &Client) -> PathBuf {
+        client.state_dir().join("tasks").join(&self.key)
+    }
+
+    /// Where its shim listens.
+    pub(crate) fn control(&self, client: &Client) -> PathBuf {
+        let run = self.step(client, "run-directory");
+        Path::new(run["path"].as_str().expect("the record names it")).join("control.sock")
+    }
+
+    /// The control group in which QEMU's memory is limited.
+    pub(crate) fn memory_group(&self, client: &Client) -> PathBuf {
+        let step = self.step(client, "cgroups");
+        let leaves = step["leaves"].as_array().cloned().unwrap_or_default();
+        leaves
+            .iter()
+            .filter_map(|leaf| leaf.as_str().map(PathBuf::from))
+            .find(|leaf| leaf.ends_with("vm") && memory_files(leaf).is_some())
+            .expect("Nomad made a memory group for the task")
+    }
+
+    /// A step of its record.
+    fn step(&self, client: &Client, name: &str) -> Value {
+        let record = self.directory(client).join("record");
+        let text =
+            std::fs::read_to_string(&record).unwrap_or_else(|error| panic!("{}: {error}", record.display()));
+        text.lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .find(|line| line["step"] == name)
+            .unwrap_or_else(|| panic!("no step {name}:\n{text}"))
+    }
 }
 
-const SHIM: &str = "microvm-shim";
+/// The files of a memory group, if it is one: what is used, and how much may be.
+pub(crate) fn memory_files(group: &Path) -> Option<[PathBuf; 2]> {
+    let versions = [
+        ["memory.usage_in_bytes", "memory.limit_in_bytes"],
+        ["memory.current", "memory.max"],
+    ];
+    versions
+        .map(|names| names.map(|name| group.join(name)))
+        .into_iter()
+        .find(|files| files.iter().all(|file| file.exists()))
+}
+
+/// What the shim's program is called.
+pub(crate) const SHIM: &str = "microvm-shim";
 
 /// The VMs of a client's driver, found by the record folder in their shims' arguments.
 pub(crate) fn vms(client: &Client) -> Vec<Vm> {

@@ -8,6 +8,7 @@ use crate::agent::Client;
 use crate::api::{self, Allocation, Api, TASK};
 use crate::host::{self, Vm};
 use crate::wait::{self, seconds};
+use crate::world::STUB;
 
 /// How long a guest may take from its start to its "ready": 2 s of CPU, shared with others on this machine.
 const BOOT_LIMIT: Duration = seconds(90);
@@ -17,6 +18,9 @@ const PLACE_LIMIT: Duration = seconds(30);
 
 /// What the guest prints when it is up.
 pub(crate) const READY: &str = "steppe-guest: ready";
+
+/// What the stub guest prints when it is up.
+pub(crate) const STUB_READY: &str = "stub: ready";
 
 /// A job to be: one group with one VM. The default is the test guest, which idles.
 #[derive(Debug, Clone)]
@@ -35,6 +39,8 @@ pub(crate) struct Order {
     /// How often Nomad may start the task again, and how long it waits before.
     pub(crate) restarts: u32,
     pub(crate) restart_delay: Duration,
+    /// Whether Nomad collects the task's logs.
+    pub(crate) logs: bool,
     /// Files in the task's folder: absolute path of the source and where it goes.
     pub(crate) files: Vec<(String, String)>,
 }
@@ -55,11 +61,21 @@ impl Order {
             kill_signal: String::new(),
             restarts: 0,
             restart_delay: seconds(1),
+            logs: true,
             files: Vec::new(),
         }
     }
 
-    /// The same, with HTTP into the guest.
+    /// The stub guest, there at once, with these words on its command line.
+    pub(crate) fn stub(name: &str, words: &str) -> Self {
+        let mut order = Self::guest(name, "");
+        let config = json!({ "kernel": STUB, "cmdline": words });
+        order.config = config.as_object().cloned().unwrap_or_default();
+        order.memory_mib = 64;
+        order
+    }
+
+    /// The same as [`Order::guest`], with HTTP into the guest.
     pub(crate) fn with_http(name: &str, words: &str) -> Self {
         let mut order = Self::guest(name, &format!("steppe.httpd {words}"));
         order.ports.push(("http".to_owned(), 80));
@@ -113,7 +129,7 @@ impl Order {
                 "Tasks": [{
                     "Name": TASK, "Driver": "microvm", "Config": self.config, "Templates": templates,
                     "KillTimeout": ns(self.kill_timeout), "KillSignal": self.kill_signal,
-                    "LogConfig": { "MaxFiles": 5, "MaxFileSizeMB": 4 },
+                    "LogConfig": { "MaxFiles": 5, "MaxFileSizeMB": 4, "Disabled": !self.logs },
                     "Resources": { "CPU": 20, "MemoryMB": self.memory_mib }
                 }]
             }]
@@ -211,6 +227,19 @@ impl<'w> Job<'w> {
     #[track_caller]
     pub(crate) fn wait_terminal(&self) -> Allocation {
         self.until("ended", BOOT_LIMIT, Allocation::is_terminal)
+    }
+
+    /// The same for those that live with a task that goes on: the last look, ended or not.
+    pub(crate) fn terminal_within(&self, limit: Duration) -> Allocation {
+        let ended = wait::try_until(limit, || {
+            let allocation = self.api.allocation(&self.allocation)?;
+            if allocation.is_terminal() {
+                Ok(allocation)
+            } else {
+                Err(String::new())
+            }
+        });
+        ended.unwrap_or_else(|_| self.look())
     }
 
     /// Waits until an event of a type is there that has these words.

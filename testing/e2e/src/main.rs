@@ -15,6 +15,7 @@ mod host;
 
 mod process;
 mod scratch;
+mod shim;
 mod wait;
 
 use std::process::ExitCode;
@@ -27,10 +28,12 @@ USAGE
   steppe-e2e --list       their names
   steppe-e2e --help
 
-ENVIRONMENT (testing/prepare.sh builds it all and sets the first three)
+ENVIRONMENT (testing/prepare.sh builds it all and sets the first four)
   STEPPE_PLUGIN_DIR       folder with nomad-driver-microvm and microvm-shim
   STEPPE_NOMAD            the nomad program
   STEPPE_GUEST_DIR        folder with the test guest's vmlinux and initrd.img
+  STEPPE_RELEASES         folders with the programs of earlier releases, a colon between two
+  STEPPE_STUB_DIR         folder with the stub guest's kernel; what testing/guest/stub/build.sh prints, unless set
   STEPPE_CYCLES           start/stop cycles of e2e_cycles, 40 unless set
   STEPPE_PARALLEL         how many of them at a time, 8 unless set
   STEPPE_KEEP             set: the scratch folder in /tmp stays, without processes and mounts

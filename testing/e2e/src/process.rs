@@ -1,6 +1,7 @@
 //! Which processes are there, and how is one of them ended?
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal};
@@ -24,6 +25,13 @@ impl Process {
             .and_then(|name| name.to_str())
             .unwrap_or_default();
         name.strip_suffix(" (deleted)").unwrap_or(name)
+    }
+
+    /// Whether it runs the file that has this path now, and not one that had it before.
+    pub(crate) fn runs(&self, file: &Path) -> bool {
+        let identity = |path: &Path| std::fs::metadata(path).ok().map(|data| (data.dev(), data.ino()));
+        let own = identity(Path::new(&format!("/proc/{}/exe", self.pid)));
+        own.is_some() && own == identity(file)
     }
 
     /// The value of a variable in the environment it was started with.
@@ -95,6 +103,12 @@ pub(crate) fn with_descendants(roots: impl IntoIterator<Item = u32>, among: &[Pr
 pub(crate) fn signal(pid: u32, signal: Signal) -> bool {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     pid.is_some_and(|pid| rustix::process::kill_process(pid, signal).is_ok())
+}
+
+/// Sends a signal to every process of a group; whether there was one to get it.
+pub(crate) fn signal_group(leader: u32, signal: Signal) -> bool {
+    let group = i32::try_from(leader).ok().and_then(Pid::from_raw);
+    group.is_some_and(|group| rustix::process::kill_process_group(group, signal).is_ok())
 }
 
 /// Number of open descriptors of a process.

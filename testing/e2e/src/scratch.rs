@@ -118,7 +118,7 @@ fn sweep(directory: &Path, watcher: u32) {
 }
 
 /// Control groups go from the inside out; a process that was killed a moment ago may still be counted.
-fn remove_groups(group: &Path) {
+pub(crate) fn remove_groups(group: &Path) {
     for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_groups(&entry.path());

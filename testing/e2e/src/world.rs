@@ -1,10 +1,12 @@
 //! What do the checks share: the programs, the scratch folder, the server and its clients?
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::agent::{Client, PLUGIN, Server, Setup};
 use crate::api::Api;
+use crate::host::SHIM;
 use crate::job::{Job, Order};
 use crate::scratch::Scratch;
 
@@ -21,8 +23,14 @@ pub(crate) struct World {
     numbers: AtomicU32,
 }
 
+/// The scratch folder's folder for today's plugin and shim.
+const PLUGINS: &str = "plugins";
+
 /// Names of files that the bad-input jobs ask for by name are looked up here, after the guest's folder.
 pub(crate) const IMAGES: &str = "images";
+
+/// The stub guest's kernel there.
+pub(crate) const STUB: &str = "stub";
 
 impl World {
     pub(crate) fn new() -> Self {
@@ -35,13 +43,10 @@ impl World {
         let guest = required("STEPPE_GUEST_DIR", "vmlinux");
         let scratch = Scratch::new();
         // A folder of its own: what runs from it is known to be ours.
-        let own = scratch.path().join("plugins");
-        std::fs::create_dir(&own).expect("a folder can be made in the scratch folder");
-        for program in [PLUGIN, "microvm-shim"] {
-            let copied = std::fs::copy(plugins.join(program), own.join(program));
-            copied.unwrap_or_else(|error| panic!("{}: {program}: {error}", plugins.display()));
-        }
+        let own = scratch.path().join(PLUGINS);
+        place(&plugins, &own);
         std::fs::create_dir(scratch.path().join(IMAGES)).expect("a folder can be made in the scratch folder");
+        replace(&stub(), &scratch.path().join(IMAGES).join(STUB));
         let server = Server::start(&nomad, scratch.path());
         let main = Client::new(&Setup {
             nomad: &nomad,
@@ -49,6 +54,9 @@ impl World {
             server: &server,
             name: "main",
             options: &options(&guest, scratch.path()),
+            plugins: own,
+            run_dir: None,
+            dev: false,
         });
         let world = Self {
             api: server.api(),
@@ -66,43 +74,88 @@ impl World {
 
     /// A client of a check's own, ready, with the options of the shared one.
     pub(crate) fn own_client(&self, name: &str) -> Client {
-        let client = self.client(name, &options(&self.guest, self.scratch.path()));
+        let client = self.client(name, &self.options());
         client.agent.start();
         client.wait_healthy(&self.api);
         client
     }
 
+    /// The options of the shared client.
+    pub(crate) fn options(&self) -> String {
+        options(&self.guest, self.scratch.path())
+    }
+
     /// Another client, not started yet. `DIRECTORY` stands for its folder in the options.
     pub(crate) fn client(&self, name: &str, options: &str) -> Client {
-        let setup = Setup {
+        self.client_with(name, options, |_| {})
+    }
+
+    /// Another client that differs from the others by more than its options.
+    pub(crate) fn client_with(
+        &self,
+        name: &str,
+        options: &str,
+        change: impl FnOnce(&mut Setup<'_>),
+    ) -> Client {
+        let mut setup = Setup {
             nomad: &self.nomad,
             scratch: self.scratch.path(),
             server: &self.server,
             name,
             options,
+            plugins: self.plugins(),
+            run_dir: None,
+            dev: false,
         };
+        change(&mut setup);
         Client::new(&setup)
+    }
+
+    /// A number that nothing else of the run has.
+    pub(crate) fn number(&self) -> u32 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The folder of today's plugin and shim.
+    pub(crate) fn plugins(&self) -> PathBuf {
+        self.scratch.path().join(PLUGINS)
     }
 
     /// A name that no other client of the run has.
     pub(crate) fn name(&self, word: &str) -> String {
-        format!("{word}{}", self.numbers.fetch_add(1, Ordering::Relaxed))
+        format!("{word}{}", self.number())
     }
 
     /// Hands in a job and waits for its allocation.
     pub(crate) fn run<'w>(&'w self, order: &Order) -> Job<'w> {
-        Job::run(&self.api, order, self.numbers.fetch_add(1, Ordering::Relaxed))
+        Job::run(&self.api, order, self.number())
     }
 
     /// Hands in a job that will get no allocation.
     pub(crate) fn hand_in<'w>(&'w self, order: &Order) -> Job<'w> {
-        Job::hand_in(&self.api, order, self.numbers.fetch_add(1, Ordering::Relaxed))
+        Job::hand_in(&self.api, order, self.number())
     }
 
     /// The shim, to be run by hand.
     pub(crate) fn shim(&self) -> PathBuf {
-        self.scratch.path().join("plugins/microvm-shim")
+        self.plugins().join(SHIM)
     }
+}
+
+/// Puts the plugin and the shim from one folder into another as a package manager does: whole or not at all, each as a new
+/// file of that name, while the old one may be running.
+pub(crate) fn place(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder can be made in the scratch folder");
+    for program in [PLUGIN, SHIM] {
+        replace(&from.join(program), &to.join(program));
+    }
+}
+
+/// The same for one program.
+pub(crate) fn replace(from: &Path, to: &Path) {
+    let part = to.with_extension("part");
+    let renamed = std::fs::copy(from, &part).and_then(|_| std::fs::rename(&part, to));
+    renamed.unwrap_or_else(|error| panic!("{} to {}: {error}", from.display(), to.display()));
 }
 
 /// What the operator of our clients allows.
@@ -118,6 +171,18 @@ fn options(guest: &Path, scratch: &Path) -> String {
         guest.display(),
         scratch.join(IMAGES).display()
     )
+}
+
+/// The stub guest's kernel, which is assembled in no time.
+fn stub() -> PathBuf {
+    let directory = std::env::var("STEPPE_STUB_DIR").unwrap_or_else(|_| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest/stub/build.sh");
+        let made = Command::new(&script).stderr(Stdio::inherit()).output();
+        let made = made.unwrap_or_else(|error| panic!("{}: {error}", script.display()));
+        assert!(made.status.success(), "{}: {}", script.display(), made.status);
+        String::from_utf8_lossy(&made.stdout).trim().to_owned()
+    });
+    Path::new(&directory).join(STUB)
 }
 
 /// A path from the environment, in which a file is looked for.

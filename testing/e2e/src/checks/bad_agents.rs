@@ -4,9 +4,8 @@ use std::path::Path;
 
 use super::bad_input::Row;
 use super::bad_jobs;
-use crate::agent::Client;
 use crate::harness::side_by_side;
-use crate::host::Snapshot;
+use crate::host::{self, Snapshot};
 use crate::job::Order;
 use crate::wait::{self, seconds};
 use crate::world::World;
@@ -127,18 +126,10 @@ fn unhealthy(world: &World) -> Vec<Row> {
             }
         });
         let mut row = Row::judged(input, &said, words, Vec::new());
-        row.left = leavings(&client);
+        row.left = host::leavings(&client);
         client.agent.terminate();
         row
     })
-}
-
-/// What a driver without tasks has that tasks make.
-fn leavings(client: &Client) -> Vec<String> {
-    let all = Snapshot::of(client).since(&Snapshot::default());
-    all.into_iter()
-        .filter(|line| !line.starts_with("link ") && !line.starts_with("mount "))
-        .collect()
 }
 
 /// QEMUs that don't do what a QEMU does, run directories that can't be written, and what the operator has not allowed.

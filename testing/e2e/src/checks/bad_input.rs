@@ -44,9 +44,14 @@ impl Row {
 pub(super) fn line(world: &World) {
     let mut rows = bad_jobs::rows(world);
     rows.extend(bad_agents::rows(world));
-    let table = table(&rows);
+    show("bad-input.txt", &rows);
+}
+
+/// Prints the rows, keeps them in a file of this name, and fails where one is not as it should be.
+pub(super) fn show(file: &str, rows: &[Row]) {
+    let table = table(rows);
     table.lines().for_each(say);
-    let path = scratch::output().join("bad-input.txt");
+    let path = scratch::output().join(file);
     std::fs::write(&path, &table).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let faulty: Vec<String> = rows
         .iter()
