@@ -19,7 +19,7 @@ PROPTEST_RNG_SEED=$STEPPE_SEED PROPTEST_CASES=${STEPPE_CASES:-100000} \
 
 # Not optimized: an overflow is then a panic.
 echo "a minute of bad input for each reader"
-STEPPE_FUZZ_SECONDS=60 cargo test --quiet --locked --package steppe-fuzz
+STEPPE_FUZZ_SECONDS=60 cargo test --quiet --locked --package steppe-fuzz -- --nocapture
 
 echo "200 starts and stops, 20 at a time"
 STEPPE_CYCLES=200 STEPPE_PARALLEL=20 cargo run --quiet --locked --package steppe-e2e -- e2e_cycles
