@@ -664,7 +664,7 @@ mod tests {
     #[test]
     fn fixtures_of_each_version_are_read() {
         let (old, console, stderr) = parse_file(include_bytes!("fixtures/exit.v1.json")).unwrap();
-        assert_eq!((old.version, old.cause()), (1, Cause::Signal(9)));
+        assert_eq!((old.version, old.cause()), (1, Cause::GuestPoweroff));
         assert_eq!((console, stderr), (&b""[..], &b""[..]));
         let (new, console, stderr) = parse_file(include_bytes!("fixtures/exit.v2.json")).unwrap();
         assert_eq!((new.version, new.cause()), (2, Cause::OutOfMemory));
