@@ -264,6 +264,19 @@ impl Record {
         self.steps().any(|step| *step == Step::Undo)
     }
 
+    /// Whose the record is, where it is not that of this driver instance and of the task whose directory has this name.
+    /// What is returned completes the sentence "the record is …".
+    #[must_use]
+    pub fn stranger(&self, instance: &str, key: &str) -> Option<&'static str> {
+        if self.header.instance != instance {
+            Some("another driver instance's")
+        } else if task_key(&self.header.alloc_id, &self.header.task_id) != key {
+            Some("of another task than its directory")
+        } else {
+            None
+        }
+    }
+
     /// Whether a shim may live for the task: it is started only after this was named.
     #[must_use]
     pub fn may_have_shim(&self) -> bool {

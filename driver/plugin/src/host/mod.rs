@@ -10,9 +10,26 @@ pub(crate) mod stats;
 pub(crate) mod tsc;
 pub(crate) mod uids;
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::OFlags;
+
 pub(crate) use steppe_vm::error::chain;
+
+/// Opens a file that somebody may have put another thing in place of: never a link's target, and a FIFO doesn't hang us. For
+/// reading, and for appending where that is asked.
+pub(crate) fn open_warily(path: &Path, append: bool) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    File::options()
+        .read(true)
+        .append(append)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+}
 
 /// Now, in nanoseconds since 1970 (UTC).
 pub(crate) fn unix_ns() -> u64 {

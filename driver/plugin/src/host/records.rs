@@ -6,7 +6,6 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rustix::fs::OFlags;
 use steppe_vm::exit::{self, ExitRecord};
 use steppe_vm::record::{
     Entry, Header, RECORD_FULL_BYTES, RECORD_MAX_BYTES, Record, RecordError, Step, line,
@@ -136,14 +135,7 @@ fn open(path: &Path, write: bool) -> Result<File, RecordFileError> {
         path: path.to_owned(),
         what,
     };
-    // NONBLOCK: a FIFO in its place must not hang us.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let opened = File::options()
-        .read(true)
-        .append(write)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path);
-    let file = match opened {
+    let file = match super::open_warily(path, write) {
         Ok(file) => file,
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
             return Err(foreign("a symbolic link"));

@@ -34,11 +34,7 @@ pub(super) struct Inspection {
 
 /// Looks at one task; `None` if it is gone by now.
 pub(super) fn look(state_dir: &Path, directory: &Path) -> Option<Inspection> {
-    let seen = seen::look(directory, seen::instance(state_dir).as_deref())?;
-    let exit = seen
-        .exit
-        .as_ref()
-        .and_then(|_| records::read_exit(directory).ok().flatten());
+    let (seen, exit) = seen::look_with_exit(directory, seen::instance(state_dir).as_deref())?;
     let (console, messages) = exit.map(|exit| (exit.console, exit.stderr)).unzip();
     Some(Inspection {
         plan: read_plan(&directory.join("plan.json")),

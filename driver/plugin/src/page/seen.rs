@@ -6,19 +6,18 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::OFlags;
 use rustix::process::Pid;
 use steppe_vm::control;
 use steppe_vm::exit::{Asked, Cause, ExitRecord, Outcome};
-use steppe_vm::record::{Record, Step, is_key, task_key};
+use steppe_vm::record::{Record, Step, is_key};
 
 use super::PageError;
-use crate::host::{chain, records, unix_ns};
+use crate::host::records::{self, Exit};
+use crate::host::{chain, open_warily, unix_ns};
 use crate::task::ask::{Answer, AskError, ask};
 use crate::task::undo;
 
@@ -326,7 +325,12 @@ pub(super) fn instance(state_dir: &Path) -> Option<String> {
 }
 
 /// Looks at one task of a driver instance; `None` if it is gone by now.
-pub(super) fn look(directory: &Path, instance: Option<&str>) -> Option<Seen> {
+fn look(directory: &Path, instance: Option<&str>) -> Option<Seen> {
+    look_with_exit(directory, instance).map(|(seen, _)| seen)
+}
+
+/// The same with its exit file, if there is one.
+pub(super) fn look_with_exit(directory: &Path, instance: Option<&str>) -> Option<(Seen, Option<Exit>)> {
     let at_unix_ns = unix_ns();
     let record = match records::read(directory) {
         Ok(record) => belongs(record, directory, instance),
@@ -353,14 +357,11 @@ pub(super) fn look(directory: &Path, instance: Option<&str>) -> Option<Seen> {
         shim_pid = living_shim(directory);
     }
     // Last of all: a shim writes it before it goes.
-    let exit = records::read_exit(directory)
-        .ok()
-        .flatten()
-        .map(|exit| exit.record);
+    let exit = records::read_exit(directory).ok().flatten();
     if std::fs::symlink_metadata(directory).is_err() {
         return None;
     }
-    Some(Seen {
+    let seen = Seen {
         key: key_of(directory),
         directory: directory.to_owned(),
         this_boot: record.as_ref().is_ok_and(|record| {
@@ -371,9 +372,10 @@ pub(super) fn look(directory: &Path, instance: Option<&str>) -> Option<Seen> {
         record,
         shim_pid: shim_pid.map(|pid| pid.as_raw_nonzero().get()),
         answer: answer.filter(|answer| answer.is_ok() || shim_pid.is_some()),
-        exit,
+        exit: exit.as_ref().map(|exit| exit.record.clone()),
         at_unix_ns,
-    })
+    };
+    Some((seen, exit))
 }
 
 /// A record that the driver believes: of this instance, and of the task that its directory is named after.
@@ -382,20 +384,18 @@ fn belongs(
     directory: &Path,
     instance: Option<&str>,
 ) -> Result<Option<Record>, Unreadable> {
-    let Some(Record { header, .. }) = &record else {
-        return Ok(None);
-    };
-    let whose = if instance.is_some_and(|instance| instance != header.instance) {
-        "another driver instance's"
-    } else if task_key(&header.alloc_id, &header.task_id) != key_of(directory) {
-        "of another task than its directory"
-    } else {
-        return Ok(record);
-    };
-    Err(Unreadable {
-        reason: format!("its record is {whose}: find out how it came there, and remove it by hand"),
-        is_foreign: false,
-    })
+    let whose = record.as_ref().and_then(|record| {
+        // Where the directory's own id can't be read, nobody is a stranger for that.
+        let instance = instance.unwrap_or(&record.header.instance);
+        record.stranger(instance, &key_of(directory))
+    });
+    match whose {
+        None => Ok(record),
+        Some(whose) => Err(Unreadable {
+            reason: format!("its record is {whose}: find out how it came there, and remove it by hand"),
+            is_foreign: false,
+        }),
+    }
 }
 
 /// The shim that names itself in a task's lock file, if it is there and has that very file open.
@@ -416,11 +416,7 @@ pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
 
 /// Opens a regular file for reading, with the same care.
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = File::options()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)?;
+    let file = open_warily(path, false)?;
     if file.metadata()?.is_file() {
         Ok(file)
     } else {
@@ -431,7 +427,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 pub(super) mod tests {
     use steppe_vm::exit::{EXIT_VERSION, Oom, Reason, WaitStatus};
-    use steppe_vm::record::{Entry, Header, RECORD_VERSION};
+    use steppe_vm::record::{Entry, Header, RECORD_VERSION, task_key};
 
     use super::*;
 

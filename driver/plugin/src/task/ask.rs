@@ -9,8 +9,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use steppe_vm::control::{LineError, Lines, Message, Request, State, VERSION_MAX, VERSION_MIN};
+use steppe_vm::control::{LineError, Lines, Message, State};
 use steppe_vm::record::line;
+
+use super::shim::HELLO;
 
 /// How long one shim may take for everything. It answers within a millisecond.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,14 +48,10 @@ pub(crate) enum AskError {
 pub(crate) fn ask(socket: &Path) -> Result<Answer, AskError> {
     let deadline = Instant::now() + TIMEOUT;
     let mut stream = connect(socket)?;
-    let hello = Request::Hello {
-        min: VERSION_MIN,
-        max: VERSION_MAX,
-    };
     stream
         .set_write_timeout(Some(TIMEOUT))
         .map_err(AskError::Broken)?;
-    stream.write_all(line(&hello).as_bytes()).map_err(broken)?;
+    stream.write_all(line(&HELLO).as_bytes()).map_err(broken)?;
     let mut lines = Lines::default();
     loop {
         match lines.take()? {

@@ -356,13 +356,12 @@ async fn take_back(driver: &Arc<Driver>, found: Found, unasked: Duration, grace:
 async fn stop_orphan(driver: &Arc<Driver>, record: Record, undo: &Undo) {
     let known = driver.tasks.get(&record.header.task_id);
     driver.tasks.remove(&record.header.task_id);
-    let directory = undo.directory.clone();
+    let naming = undo.clone();
     let named = blocking(move || {
-        records::append(&directory, &Step::Undo).map_err(|error| Failure::retryable(&error))
+        naming.note(&Step::Undo);
+        Ok(())
     });
-    if let Err(Failure::Denied(reason) | Failure::Retryable(reason)) = named.await {
-        tracing::debug!(reason, "an undo could not be named");
-    }
+    drop(named.await);
     let task = match known {
         Some(task) => Ok(task),
         None => recover::take_back(record, Arc::new(undo.clone())).await,

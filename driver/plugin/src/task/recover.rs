@@ -11,7 +11,7 @@ use super::follow::{follow, settle};
 use super::shim::{ConnectError, Shim};
 use super::undo::{self, Undo, is_unlocked, undo_of};
 use super::{Ended, Failure, Task, blocking};
-use crate::host::{chain, records};
+use crate::host::chain;
 use crate::service::Driver;
 
 /// Version of a handle's `driver_state`.
@@ -59,12 +59,8 @@ pub(crate) async fn recover(
             "the handle does not say where the task's record is".to_owned(),
         ));
     };
-    // Nomad's task ids are <alloc id>/<task name>/<random>, and the gate must be held before the record is read: whoever
-    // stops or takes back the VM meanwhile changes it.
-    let mut parts = task_id.split('/');
-    let gate = driver
-        .tasks
-        .gate(parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    // Held before the record is read: whoever stops or takes back the VM meanwhile changes it.
+    let gate = driver.tasks.gate_of(task_id);
     let _turn = gate.lock().await;
     if driver.tasks.get(task_id).is_some() {
         return Ok(());
@@ -159,12 +155,9 @@ async fn find(driver: &Arc<Driver>, key: String) -> Result<(Record, Arc<Undo>), 
         };
         reach("recover.read.after", &key);
         let undo = undo.at(&record);
-        let step = Step::Recover {
+        undo.note(&Step::Recover {
             plugin_pid: std::process::id(),
-        };
-        if let Err(error) = records::append(&undo.directory, &step) {
-            tracing::debug!(error = chain(&error), "a recovery could not be noted");
-        }
+        });
         Ok((record, Arc::new(undo)))
     })
     .await

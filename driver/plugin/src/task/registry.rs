@@ -10,6 +10,12 @@ use super::Task;
 /// Whoever holds it may change a task of an allocation.
 type Gate = Arc<tokio::sync::Mutex<()>>;
 
+/// Allocation and task in one of Nomad's task ids, `<alloc id>/<task name>/<random>`; a gate's name begins likewise.
+pub(super) fn names_in(task_id: &str) -> (&str, &str) {
+    let mut parts = task_id.split('/');
+    (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+}
+
 /// Tasks by Nomad's task id. Locked for look-ups only, never while anything is done to a task.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
@@ -35,20 +41,26 @@ impl Registry {
     pub(crate) fn is_waited_for(&self, key: &str) -> bool {
         self.lock()
             .values()
-            .any(|task| task.is_waited_for() && task.undo.key() == key)
+            .any(|task| task.is_waited_for() && task.undo.directory.ends_with(key))
     }
 
     /// Whether something is done right now to a task of the allocation whose id begins a key.
     pub(crate) fn is_busy(&self, key: &str) -> bool {
         let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
         gates.iter().any(|(name, gate)| {
-            let alloc_id = name.split('/').next().unwrap_or_default();
+            let (alloc_id, _) = names_in(name);
             key_is_of(key, alloc_id) && gate.try_lock().is_err()
         })
     }
 
     pub(crate) fn remove(&self, id: &str) {
         let _task = self.lock().remove(id);
+    }
+
+    /// The gate of the task with this id.
+    pub(crate) fn gate_of(&self, task_id: &str) -> Gate {
+        let (alloc_id, task_name) = names_in(task_id);
+        self.gate(alloc_id, task_name)
     }
 
     /// The gate of a task of an allocation, to be held while it is started, recovered or destroyed.

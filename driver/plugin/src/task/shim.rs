@@ -309,7 +309,7 @@ impl Connection {
 }
 
 /// The first thing that is said.
-const HELLO: Request = Request::Hello {
+pub(super) const HELLO: Request = Request::Hello {
     min: VERSION_MIN,
     max: VERSION_MAX,
 };

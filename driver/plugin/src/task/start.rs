@@ -413,28 +413,22 @@ async fn launch(driver: &Arc<Driver>, order: &Order, mut prepared: Prepared) -> 
 async fn wait_until_ready(shim: &Shim, ready: &Ready, undo: &Undo) -> Result<(), Failure> {
     let is_decided =
         |view: &View| view.is_final() || matches!(view, View::Is(State::Running { ready: true, .. }));
-    match shim.wait_until(ready.timeout + READY_SLACK, is_decided).await {
-        Some(View::Is(State::Running { .. })) => Ok(()),
-        Some(View::Is(State::Exited { exit, .. })) => {
-            let ended = follow::recorded(exit, undo).await;
-            Err(Failure::Retryable(format!(
-                "the guest did not get ready: {}",
-                ended.sentence()
-            )))
+    let ended = match shim.wait_until(ready.timeout + READY_SLACK, is_decided).await {
+        Some(View::Is(State::Running { .. })) => return Ok(()),
+        Some(View::Is(State::Exited { exit, .. })) => follow::recorded(exit, undo).await,
+        Some(_) => follow::settle(undo)
+            .await
+            .unwrap_or_else(|| Ended::lost(unix_ns())),
+        None => {
+            return Err(Failure::Retryable(
+                "the guest did not get ready in time, and its shim does not say why".to_owned(),
+            ));
         }
-        Some(_) => {
-            let ended = follow::settle(undo)
-                .await
-                .unwrap_or_else(|| Ended::lost(unix_ns()));
-            Err(Failure::Retryable(format!(
-                "the guest did not get ready: {}",
-                ended.sentence()
-            )))
-        }
-        None => Err(Failure::Retryable(
-            "the guest did not get ready in time, and its shim does not say why".to_owned(),
-        )),
-    }
+    };
+    Err(Failure::Retryable(format!(
+        "the guest did not get ready: {}",
+        ended.sentence()
+    )))
 }
 
 /// Why QEMU didn't get as far as its first answer.

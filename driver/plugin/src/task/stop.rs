@@ -7,9 +7,10 @@ use steppe_points::reach;
 use steppe_vm::control::Request;
 use steppe_vm::record::Step;
 
+use super::registry::names_in;
 use super::undo::{self, Undo, undo_of};
 use super::{Failure, Task, blocking};
-use crate::host::{records, unix_ns};
+use crate::host::unix_ns;
 use crate::service::Driver;
 
 /// How long QEMU may take to quit: it writes its disks out first.
@@ -50,14 +51,14 @@ pub(crate) async fn stop(task: &Task, timeout: Duration, signal: &str) -> Result
     end(task).await
 }
 
-/// Notes in the record what is done. A record that can't be written keeps nobody from doing it.
+/// Notes in the record what is done.
 async fn note(task: &Task, step: Step) {
-    let directory = task.undo.directory.clone();
-    let noted =
-        blocking(move || records::append(&directory, &step).map_err(|error| Failure::retryable(&error)));
-    if let Err(Failure::Denied(reason) | Failure::Retryable(reason)) = noted.await {
-        tracing::debug!(task = task.header.task_id, reason, "a stop could not be noted");
-    }
+    let undo = Arc::clone(&task.undo);
+    let noted = blocking(move || {
+        undo.note(&step);
+        Ok(())
+    });
+    drop(noted.await);
 }
 
 /// Ends a VM without asking the guest.
@@ -99,13 +100,7 @@ async fn ends_within(task: &Task, timeout: Duration) -> bool {
 pub(crate) async fn destroy(driver: &Arc<Driver>, task_id: &str) -> Result<(), Failure> {
     let gate = match driver.tasks.get(task_id) {
         Some(task) => driver.tasks.gate(&task.header.alloc_id, &task.header.task_name),
-        // Nomad's task ids are <alloc id>/<task name>/<random>.
-        None => {
-            let mut parts = task_id.split('/');
-            driver
-                .tasks
-                .gate(parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
-        }
+        None => driver.tasks.gate_of(task_id),
     };
     let _turn = gate.lock().await;
     let undo = match driver.tasks.get(task_id) {
@@ -146,8 +141,7 @@ async fn left_behind(driver: &Arc<Driver>, task_id: &str) -> Result<Option<Arc<U
     let id = task_id.to_owned();
     blocking(move || {
         let state = instance.state().map_err(|error| Failure::retryable(&error))?;
-        // Nomad's task ids begin with the allocation's id.
-        let alloc_id = id.split('/').next().unwrap_or_default();
+        let (alloc_id, _) = names_in(&id);
         let undo = undo_of(&instance, &state, &steppe_vm::record::task_key(alloc_id, &id));
         Ok(undo.directory.exists().then(|| Arc::new(undo)))
     })

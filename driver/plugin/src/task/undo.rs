@@ -4,15 +4,13 @@
 //! doesn't keep the others from being done; it is kept in the record with its reason, and the reaper comes back to it. A
 //! record that can't be read is never acted upon.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
-use steppe_vm::record::{Record, Step, task_key};
+use steppe_vm::record::{Record, Step};
 use steppe_vm::undo::{UndoStep, steps};
 
 use super::ask::{AskError, ask};
@@ -21,7 +19,7 @@ use crate::host::cgroup::CgroupError;
 use crate::host::records::{self, RecordFileError};
 use crate::host::state_dir::StateDir;
 use crate::host::uids::LeaseError;
-use crate::host::{cgroup, chain, uids};
+use crate::host::{cgroup, chain, open_warily, uids};
 use crate::instance::Instance;
 
 /// How long a shim may take to leave by itself once its VM has ended: it holds the logs for their reader up to 5 s.
@@ -198,11 +196,8 @@ impl Undo {
             what,
             holder: holder(),
         };
-        if header.instance != self.instance {
-            return Err(foreign("another driver instance's"));
-        }
-        if task_key(&header.alloc_id, &header.task_id) != self.key() {
-            return Err(foreign("of another task than its directory"));
+        if let Some(whose) = record.stranger(&self.instance, &self.key()) {
+            return Err(foreign(whose));
         }
         let is_place = |path: &Path| path.ends_with(Path::new(&self.instance).join(self.key()));
         let is_leaf = |leaf: &PathBuf| leaf.ends_with("vm") || leaf.ends_with("shim");
@@ -218,6 +213,18 @@ impl Undo {
             return Err(no_record());
         }
         Ok(Some(record))
+    }
+
+    /// Notes in the record what is done. One that can't be written, such as on a full disk, keeps nobody from doing it.
+    pub(crate) fn note(&self, step: &Step) {
+        if let Err(error) = records::append(&self.directory, step) {
+            tracing::debug!(
+                record = self.key(),
+                step = step.name(),
+                error = chain(&error),
+                "a step could not be noted"
+            );
+        }
     }
 
     /// The same task where its record says that it is: the option `run_dir` may have another value by now.
@@ -251,11 +258,8 @@ impl Undo {
             });
         }
         self.reach("named.before");
-        if record.as_ref().is_some_and(|record| !record.undo_begun())
-            && let Err(error) = records::append(&self.directory, &Step::Undo)
-        {
-            // Such as on a full disk, which an undo makes room on: it goes on unnamed.
-            tracing::debug!(error = chain(&error), "an undo could not be named");
+        if record.as_ref().is_some_and(|record| !record.undo_begun()) {
+            self.note(&Step::Undo);
         }
         self.reach("named.after");
         let this_boot = match &record {
@@ -292,7 +296,7 @@ impl Undo {
                 what: last.what.to_owned(),
                 reason: last.reason.clone(),
             };
-            drop(records::append(&self.directory, &step));
+            self.note(&step);
         }
         Err(UndoError::Steps(failed))
     }
@@ -351,20 +355,11 @@ pub(crate) fn is_of_this_boot(record: &Record, lock: &Path) -> Option<bool> {
     Some(record.header.boot_id == records::boot_id()?)
 }
 
-/// Opens a lock for reading; what isn't a file, such as a FIFO in its place, must not hang us.
-fn open_lock(lock: &Path) -> io::Result<File> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    File::options()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(lock)
-}
-
 /// Whether no living shim holds the lock.
 pub(crate) fn is_unlocked(lock: &Path) -> bool {
     // Shared: two who look at once don't take each other for a shim. Only a file that isn't there was never given to one;
     // one that can't be opened, such as for want of descriptors, says nothing.
-    match open_lock(lock) {
+    match open_warily(lock, false) {
         Ok(file) => file.try_lock_shared().is_ok(),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
@@ -415,13 +410,19 @@ pub(crate) fn has_open(pid: Pid, file: &Path) -> bool {
 /// The process that says it holds the lock.
 pub(crate) fn holder(lock: &Path) -> Option<Pid> {
     let mut text = String::new();
-    let _length = open_lock(lock).ok()?.take(32).read_to_string(&mut text).ok()?;
+    let _length = open_warily(lock, false)
+        .ok()?
+        .take(32)
+        .read_to_string(&mut text)
+        .ok()?;
     Pid::from_raw(text.trim().parse().ok()?)
 }
 
 #[cfg(test)]
 mod tests {
-    use steppe_vm::record::{Header, RECORD_VERSION};
+    use std::fs::File;
+
+    use steppe_vm::record::{Header, RECORD_VERSION, task_key};
 
     use super::*;
     use crate::host::records::RecordFile;

@@ -66,11 +66,16 @@ pub(super) fn show(file: &str, rows: &[Row]) {
             )
         })
         .collect();
+    assert_none_faulty(&faulty, rows.len());
+}
+
+/// Fails with the faulty rows of a table, if there are any.
+#[track_caller]
+pub(super) fn assert_none_faulty(faulty: &[String], rows: usize) {
     assert!(
         faulty.is_empty(),
-        "{} of {} rows:\n{}",
+        "{} of {rows} rows:\n{}",
         faulty.len(),
-        rows.len(),
         faulty.join("\n")
     );
 }

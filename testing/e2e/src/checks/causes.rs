@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::json;
 
+use super::bad_input::assert_none_faulty;
 use super::witness::{terminate, the_vm, wait_nothing_left};
 use crate::agent::{Client, PLUGIN};
 use crate::api::{Event, now_ns};
@@ -196,13 +197,7 @@ pub(super) fn table(world: &World) {
             )
         })
         .collect();
-    assert!(
-        faulty.is_empty(),
-        "{} of {} rows:\n{}",
-        faulty.len(),
-        rows.len(),
-        faulty.join("\n")
-    );
+    assert_none_faulty(&faulty, rows.len());
     drop(held);
     wait_nothing_left(client);
     wait_nothing_left(odd);

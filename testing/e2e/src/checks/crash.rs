@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::logs::ticks;
-use super::stop::terminated;
+use super::stop::assert_exit;
 use crate::agent::Client;
 use crate::api::{TASK, now_ns};
 use crate::job::{Job, Order};
@@ -133,12 +133,7 @@ fn undisturbed(world: &World, name: &str, disturb: impl Fn(&Client, &Job<'_>)) {
 
     // It can be stopped as ever: the driver has it again.
     let ended = job.stop_and_wait();
-    assert_eq!(
-        (terminated(&ended).exit_code, terminated(&ended).signal),
-        (0, 0),
-        "{}",
-        ended.story()
-    );
+    assert_exit(&ended, 0, 0);
     let console = job.console();
     assert!(
         console.contains("steppe-guest: bye"),
@@ -194,12 +189,7 @@ pub(super) fn vm_dies_while_agent_down(world: &World) {
 
     let ended = job.wait_terminal();
     assert_eq!(ended.client_status, "failed", "{}", ended.story());
-    assert_eq!(
-        (terminated(&ended).exit_code, terminated(&ended).signal),
-        (5, 0),
-        "{}",
-        ended.story()
-    );
+    assert_exit(&ended, 5, 0);
     // FinishedAt is Nomad's own: when it learned of the end. When the end was is the driver's event's time.
     let event = job.wait_event("Driver", "exit code 5");
     let error = Duration::from_nanos(event.time.abs_diff(end));

@@ -12,7 +12,7 @@ use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::stop::terminated;
+use super::stop::assert_exit;
 use super::witness::{Witness, starts, the_vm, wait_nothing_left};
 use crate::agent::Client;
 use crate::host;
@@ -112,12 +112,7 @@ pub(super) fn host_reboot(world: &World) {
     assert!(stale.is_empty(), "{}", stale.join("\n"));
 
     let ended = lives.job.stop_and_wait();
-    assert_eq!(
-        (terminated(&ended).exit_code, terminated(&ended).signal),
-        (0, 0),
-        "{}",
-        ended.story()
-    );
+    assert_exit(&ended, 0, 0);
     wait_nothing_left(&client);
     assert_eq!(
         std::fs::read_to_string(BOOT_ID).expect("the kernel has a boot id"),

@@ -16,6 +16,18 @@ pub(super) fn terminated(allocation: &Allocation) -> &Event {
         .unwrap_or_else(|| panic!("no exit: {}", allocation.story()))
 }
 
+/// The task ended with this exit code and signal.
+#[track_caller]
+pub(super) fn assert_exit(allocation: &Allocation, code: i64, signal: i64) {
+    let end = terminated(allocation);
+    assert_eq!(
+        (end.exit_code, end.signal),
+        (code, signal),
+        "{}",
+        allocation.story()
+    );
+}
+
 /// The exit code of a guest's program is the task's, and decides between complete and failed.
 pub(super) fn batch_exit(world: &World) {
     side_by_side(2, &[(7, "failed"), (0, "complete")], |(code, status)| {
@@ -27,12 +39,7 @@ pub(super) fn batch_exit(world: &World) {
             "exit code {code}: {}",
             ended.story()
         );
-        assert_eq!(
-            (terminated(&ended).exit_code, terminated(&ended).signal),
-            (*code, 0),
-            "{}",
-            ended.story()
-        );
+        assert_exit(&ended, *code, 0);
         job.wait_event("Driver", &format!("exit code {code}"));
         assert_eq!(
             ended.task().map(|task| task.restarts),
@@ -48,12 +55,7 @@ pub(super) fn graceful(world: &World) {
     let job = world.run(&Order::guest("graceful", ""));
     let _console = job.wait_ready();
     let ended = job.stop_and_wait();
-    assert_eq!(
-        (terminated(&ended).exit_code, terminated(&ended).signal),
-        (0, 0),
-        "{}",
-        ended.story()
-    );
+    assert_exit(&ended, 0, 0);
     assert_eq!(ended.client_status, "complete", "{}", ended.story());
     let console = job.console();
     let orderly: Vec<&str> = console
@@ -104,12 +106,7 @@ pub(super) fn deadline(world: &World) {
 pub(super) fn guest_poweroff(world: &World) {
     let job = world.run(&Order::guest("poweroff", "steppe.poweroff"));
     let ended = job.wait_terminal();
-    assert_eq!(
-        (terminated(&ended).exit_code, terminated(&ended).signal),
-        (0, 0),
-        "{}",
-        ended.story()
-    );
+    assert_exit(&ended, 0, 0);
     assert_eq!(ended.client_status, "complete", "{}", ended.story());
     job.wait_event("Driver", "powered itself off");
     wait::until("the last line of the console", seconds(5), || {

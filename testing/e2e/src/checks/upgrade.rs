@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::stop::terminated;
+use super::stop::{assert_exit, terminated};
 use super::witness::{Witness, client_with_files, terminate, the_vm, wait_nothing_left};
 use crate::agent::{Client, PLUGIN};
 use crate::api;
@@ -71,20 +71,10 @@ fn from_release(world: &World, name: &str, release: &Path) {
 
     // What ended has its true cause.
     let ended = ends.wait_terminal();
-    assert_eq!(
-        (terminated(&ended).exit_code, terminated(&ended).signal),
-        (5, 0),
-        "{}",
-        ended.story()
-    );
+    assert_exit(&ended, 5, 0);
     ends.wait_event("Driver", "exit code 5");
     let ended = killed.wait_terminal();
-    assert_eq!(
-        (terminated(&ended).exit_code, terminated(&ended).signal),
-        (137, 9),
-        "{}",
-        ended.story()
-    );
+    assert_exit(&ended, 137, 9);
     killed.wait_event("Driver", "from outside by signal 9");
 
     // What runs is the same, by the old shim, and today's plugin speaks with it.

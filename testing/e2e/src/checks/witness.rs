@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::logs::ticks;
-use super::stop::terminated;
+use super::stop::assert_exit;
 use crate::agent::Client;
 use crate::api::Allocation;
 use crate::host::{self, Vm};
@@ -95,12 +95,7 @@ impl<'w> Witness<'w> {
     #[track_caller]
     pub(super) fn stop(self) {
         let ended = self.job.stop_and_wait();
-        assert_eq!(
-            (terminated(&ended).exit_code, terminated(&ended).signal),
-            (0, 0),
-            "{}",
-            ended.story()
-        );
+        assert_exit(&ended, 0, 0);
         let console = self.job.console();
         assert!(console.contains("steppe-guest: bye"), "no orderly end: {console}");
         let _complete = ticks(&console);
