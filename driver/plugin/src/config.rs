@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
+use steppe_vm::lease::UID_MAX;
 use tracing::level_filters::LevelFilter;
 
 pub(crate) use decode::{DecodeError, task};
@@ -103,6 +104,22 @@ const OPTIONS: &[Key] = &[
         "qemu = \"/usr/bin/qemu-system-x86_64\"",
     ),
     key(
+        "qemu_paths",
+        Kind::StringList,
+        "[]",
+        "absolute files and directories that QEMU's process may read and execute besides its program, the host's libraries \
+         and QEMU's firmware: for a QEMU that is installed in an unusual way",
+        "qemu_paths = [\"/opt/qemu-libs\"]",
+    ),
+    key(
+        "hardening",
+        Kind::String,
+        "\"required\"",
+        "\"required\": no VM where the kernel can't keep QEMU from all it should; \"best\": as far as the kernel can, and node \
+         attribute driver.microvm.hardening and an event at each start say what is missing",
+        "hardening = \"best\"",
+    ),
+    key(
         "shim",
         Kind::String,
         "\"\"",
@@ -130,6 +147,14 @@ const OPTIONS: &[Key] = &[
         "range of user ids that VMs run as, two each; nobody else may use them, agents on one host that don't share run_dir \
          need one each",
         "vm_uids = \"1900000000-1900065535\"",
+    ),
+    key(
+        "workload_uids",
+        Kind::String,
+        "\"80000-89999\"",
+        "range of user ids that the agent leases to tasks (client users { dynamic_user_min, dynamic_user_max }): QEMU runs as the \
+         one that its task was given, unless another VM has it",
+        "workload_uids = \"80000-89999\"",
     ),
     key(
         "orphan_grace",
@@ -312,12 +337,22 @@ pub(crate) struct Options {
     pub(crate) user_network: bool,
     pub(crate) accelerator: AcceleratorOption,
     pub(crate) qemu: PathBuf,
+    pub(crate) qemu_paths: Vec<PathBuf>,
+    pub(crate) hardening: Hardening,
     pub(crate) shim: Option<PathBuf>,
     pub(crate) state_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
     pub(crate) vm_uids: RangeInclusive<u32>,
+    pub(crate) workload_uids: RangeInclusive<u32>,
     pub(crate) orphan_grace: Duration,
     pub(crate) log_level: LevelFilter,
+}
+
+/// The option `hardening`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hardening {
+    Required,
+    Best,
 }
 
 /// The option `accelerator`.
@@ -347,11 +382,13 @@ pub(crate) enum OptionsError {
     RunDir { value: String },
     #[error("plugin option qemu is empty: name QEMU's program, such as qemu-system-x86_64")]
     Qemu,
+    #[error("plugin options vm_uids and workload_uids overlap: give each a range of its own")]
+    UidsTwice,
     #[error(
-        "plugin option vm_uids = {value:?} is not a range of at least two user ids between {UID_MIN} and {UID_MAX}: \
+        "plugin option {name} = {value:?} is not a range of at least two user ids between {UID_MIN} and {UID_MAX}: \
          write one such as 1900000000-1900065535"
     )]
-    Uids { value: String },
+    Uids { name: &'static str, value: String },
     #[error(
         "plugin option orphan_grace = {value:?} is not a duration of at least 1 s: write one such as \"1h\""
     )]
@@ -364,9 +401,6 @@ const RUN_DIR_MAX_BYTES: usize = 30;
 /// Below are the host's own users (Debian's policy, §9.2.2).
 const UID_MIN: u32 = 65_536;
 
-/// Above are ids that the kernel and some programs take for signed or invalid ones.
-const UID_MAX: u32 = 2_147_483_646;
-
 /// Options as decoded; absent ones are `None`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -376,10 +410,13 @@ struct RawOptions {
     user_network: Option<bool>,
     accelerator: Option<String>,
     qemu: Option<String>,
+    qemu_paths: Option<Vec<String>>,
+    hardening: Option<String>,
     shim: Option<String>,
     state_dir: Option<String>,
     run_dir: Option<String>,
     vm_uids: Option<String>,
+    workload_uids: Option<String>,
     orphan_grace: Option<String>,
     log_level: Option<String>,
 }
@@ -415,6 +452,11 @@ fn check_options(raw: RawOptions) -> Result<Options, OptionsError> {
         "error" => LevelFilter::ERROR,
         other => return Err(word("log_level", other, "trace, debug, info, warn or error")),
     };
+    let hardening = match text(raw.hardening, "required").as_str() {
+        "required" => Hardening::Required,
+        "best" => Hardening::Best,
+        other => return Err(word("hardening", other, "\"required\" or \"best\"")),
+    };
     let qemu = text(raw.qemu, "qemu-system-x86_64");
     if qemu.is_empty() {
         return Err(OptionsError::Qemu);
@@ -428,25 +470,33 @@ fn check_options(raw: RawOptions) -> Result<Options, OptionsError> {
         empty if empty.is_empty() => None,
         path => Some(absolute("shim", &path)?),
     };
-    let image_paths = raw.image_paths.unwrap_or_default();
+    let all_absolute = |name, paths: Option<Vec<String>>| -> Result<Vec<PathBuf>, OptionsError> {
+        let paths = paths.unwrap_or_default();
+        paths.iter().map(|path| absolute(name, path)).collect()
+    };
     let run_dir = text(raw.run_dir, "/run/steppe");
     if run_dir.len() > RUN_DIR_MAX_BYTES {
         return Err(OptionsError::RunDir { value: run_dir });
     }
+    let vm_uids = uids("vm_uids", &text(raw.vm_uids, "1900000000-1900065535"))?;
+    let workload_uids = uids("workload_uids", &text(raw.workload_uids, "80000-89999"))?;
+    if vm_uids.start() <= workload_uids.end() && workload_uids.start() <= vm_uids.end() {
+        return Err(OptionsError::UidsTwice);
+    }
     Ok(Options {
         enabled: raw.enabled.unwrap_or(true),
-        image_paths: image_paths
-            .iter()
-            .map(|path| absolute("image_paths", path))
-            .collect::<Result<_, _>>()?,
+        image_paths: all_absolute("image_paths", raw.image_paths)?,
         user_network: raw.user_network.unwrap_or(false),
         accelerator,
         qemu,
+        qemu_paths: all_absolute("qemu_paths", raw.qemu_paths)?,
+        hardening,
         shim,
         state_dir: absolute("state_dir", &text(raw.state_dir, "/var/lib/steppe/driver"))?,
         run_dir: absolute("run_dir", &run_dir)?,
         orphan_grace: grace(&text(raw.orphan_grace, "1h"))?,
-        vm_uids: uids(&text(raw.vm_uids, "1900000000-1900065535"))?,
+        vm_uids,
+        workload_uids,
         log_level,
     })
 }
@@ -482,7 +532,7 @@ fn grace(value: &str) -> Result<Duration, OptionsError> {
         })
 }
 
-fn uids(value: &str) -> Result<RangeInclusive<u32>, OptionsError> {
+fn uids(name: &'static str, value: &str) -> Result<RangeInclusive<u32>, OptionsError> {
     let range = value
         .split_once('-')
         .and_then(|(from, to)| Some(from.parse().ok()?..=to.parse().ok()?));
@@ -491,6 +541,7 @@ fn uids(value: &str) -> Result<RangeInclusive<u32>, OptionsError> {
             *range.start() >= UID_MIN && *range.end() <= UID_MAX && range.start() < range.end()
         })
         .ok_or_else(|| OptionsError::Uids {
+            name,
             value: value.to_owned(),
         })
 }

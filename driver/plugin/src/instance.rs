@@ -7,6 +7,7 @@ use nomad_proto::base::ClientTopology;
 use steppe_vm::spec::Host;
 
 use crate::config::{AcceleratorOption, Options};
+use crate::host::isolation::{self, Able};
 use crate::host::state_dir::{self, StateDir, StateError};
 use crate::host::{kvm, tsc};
 
@@ -22,6 +23,7 @@ pub(crate) struct Instance {
     state: Mutex<Option<Arc<StateDir>>>,
     kvm: OnceLock<Result<(), kvm::Unusable>>,
     tsc_khz: OnceLock<u32>,
+    able: OnceLock<Able>,
 }
 
 impl Instance {
@@ -32,6 +34,7 @@ impl Instance {
             state: Mutex::new(None),
             kvm: OnceLock::new(),
             tsc_khz: OnceLock::new(),
+            able: OnceLock::new(),
         }
     }
 
@@ -117,6 +120,24 @@ impl Instance {
         }
     }
 
+    /// What QEMU can be kept from on this host; nothing where the shim is missing or doesn't say. Takes some milliseconds
+    /// the first time.
+    pub(crate) fn able(&self) -> Able {
+        if let Some(able) = self.able.get() {
+            return able.clone();
+        }
+        let Some(shim) = self.shim() else {
+            return Able::default();
+        };
+        match isolation::look(&shim) {
+            Ok(able) => self.able.get_or_init(|| able).clone(),
+            Err(error) => {
+                tracing::warn!(%error, "the shim does not say what its kernel can do");
+                Able::default()
+            }
+        }
+    }
+
     /// Rate of the host's time stamp counter in kHz. Takes a tenth of a second the first time.
     pub(crate) fn tsc_khz(&self) -> u32 {
         *self.tsc_khz.get_or_init(tsc::khz)
@@ -133,6 +154,7 @@ impl Instance {
             tcg_allowed: self.options.accelerator != AcceleratorOption::Kvm,
             tsc_khz: self.tsc_khz(),
             user_network: self.options.user_network,
+            workload_uids: self.options.workload_uids.clone(),
         }
     }
 }

@@ -12,7 +12,7 @@ mod options;
 
 use std::path::PathBuf;
 
-use steppe_vm::plan::LaunchPlan;
+use steppe_vm::plan::{Isolation, LaunchPlan};
 use steppe_vm::vm::{FileName, Machine, Vm};
 
 /// What the host contributes to a plan.
@@ -27,6 +27,10 @@ pub struct Site<'a> {
     pub uid: u32,
     /// QEMU's group id.
     pub gid: u32,
+    /// What QEMU is kept from; nothing where it is absent.
+    pub isolation: Option<Isolation>,
+    /// Largest size of a file that it may write, where that is known.
+    pub file_bytes: Option<u64>,
     /// The directory beneath which a named file was found.
     pub place: &'a dyn Fn(&FileName) -> PathBuf,
 }

@@ -28,13 +28,18 @@ pub(crate) fn render(vm: &Vm, site: &Site<'_>) -> LaunchPlan {
         program: site.program.clone(),
         arguments: options.arguments,
         descriptors: options.descriptors,
-        limits: Limits::default(),
+        limits: Limits {
+            file_bytes: site.file_bytes,
+            ..Limits::default()
+        },
         uid: site.uid,
         gid: site.gid,
         ready: vm.ready.as_ref().map(|ready| Ready {
             pattern: ready.pattern.clone(),
             timeout_ms: u64::try_from(ready.timeout.as_millis()).unwrap_or(u64::MAX),
         }),
+        cpus: vm.cpus.clone(),
+        isolation: site.isolation.clone(),
     }
 }
 

@@ -12,6 +12,10 @@ use crate::Site;
 /// First descriptor number that QEMU inherits.
 const DESCRIPTOR_FIRST: i32 = 3;
 
+/// Where a program finds its own descriptors as files. `/proc/self/fd` would do on a host, but in its own root QEMU has no
+/// `/proc`.
+const DESCRIPTORS: &str = "/dev/fd";
+
 /// Arguments and descriptors while they are put together.
 #[derive(Debug, Default)]
 pub(crate) struct Options {
@@ -119,10 +123,10 @@ impl Options {
         site: &Site<'_>,
     ) {
         let number = self.file("kernel", kernel, Access::Load, site);
-        self.pair("kernel", format!("/proc/self/fd/{number}"));
+        self.pair("kernel", format!("{DESCRIPTORS}/{number}"));
         if let Some(initrd) = initrd {
             let number = self.file("initrd", initrd, Access::Load, site);
-            self.pair("initrd", format!("/proc/self/fd/{number}"));
+            self.pair("initrd", format!("{DESCRIPTORS}/{number}"));
         }
         self.pair("append", cmdline);
     }

@@ -8,7 +8,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-pub use qapi_qmp::{cont, qmp_capabilities, query_status, quit, system_powerdown, system_reset};
+pub use qapi_qmp::{
+    cont, qmp_capabilities, query_cpus_fast, query_status, quit, system_powerdown, system_reset,
+};
 
 /// Longest message accepted. QEMU's largest answers (schema dumps) stay below it; a line without end must not.
 pub const MESSAGE_MAX_BYTES: usize = 1 << 20;
@@ -49,6 +51,22 @@ pub enum SessionError {
     /// A JSON line that is no greeting, reply or event.
     #[error("QEMU sent a QMP message that is no greeting, reply or event")]
     Unknown,
+}
+
+/// The threads of the machine's virtual processors in their order, from the answer to [`query_cpus_fast`]; `None` if it
+/// isn't one.
+#[must_use]
+pub fn vcpu_threads(answer: &Value) -> Option<Vec<i32>> {
+    // Each number is a processor's own: "props" has more of the same name.
+    let cpu = |cpu: &Value| {
+        let index = cpu.get("cpu-index")?.as_u64()?;
+        let thread = i32::try_from(cpu.get("thread-id")?.as_i64()?).ok()?;
+        Some((index, thread))
+    };
+    let mut cpus: Vec<(u64, i32)> = answer.as_array()?.iter().map(cpu).collect::<Option<_>>()?;
+    cpus.sort_unstable();
+    let in_order = cpus.iter().zip(0..).all(|((index, _), n)| *index == n);
+    in_order.then(|| cpus.into_iter().map(|(_, thread)| thread).collect())
 }
 
 /// One QMP connection.
@@ -190,6 +208,26 @@ mod tests {
                 serde_json::json!({"guest": true, "reason": "invented-later"}),
             ),
         ]
+    }
+
+    #[test]
+    fn threads_of_processors_are_found_in_their_order() {
+        // Shortened from QEMU 7.2's own answer.
+        let answer = serde_json::json!([
+            {"thread-id": 4712, "props": {"thread-id": 0}, "qom-path": "/machine/unattached/device[3]", "cpu-index": 1, "target": "x86_64"},
+            {"thread-id": 4711, "props": {"thread-id": 0}, "qom-path": "/machine/unattached/device[0]", "cpu-index": 0, "target": "x86_64"},
+        ]);
+        assert_eq!(vcpu_threads(&answer), Some(vec![4711, 4712]));
+        assert_eq!(vcpu_threads(&serde_json::json!([])), Some(vec![]));
+        for wrong in [
+            serde_json::json!({}),
+            serde_json::json!([{"cpu-index": 0}]),
+            serde_json::json!([{"cpu-index": 0, "thread-id": "4711"}]),
+            serde_json::json!([{"cpu-index": 0, "thread-id": 1u64 << 40}]),
+            serde_json::json!([{"cpu-index": 1, "thread-id": 4711}]),
+        ] {
+            assert_eq!(vcpu_threads(&wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -81,6 +81,7 @@ mod tests {
             tcg_allowed: tcg,
             tsc_khz: 2_500_000,
             user_network: true,
+            workload_uids: 1..=2,
         };
         let vm = check(&spec, &allocated, &host).unwrap().vm;
         let site = crate::Site {
@@ -89,6 +90,8 @@ mod tests {
             program: "/usr/bin/qemu-system-x86_64".into(),
             uid: 1,
             gid: 1,
+            isolation: None,
+            file_bytes: None,
             place: &|_| "/images".into(),
         };
         crate::render(&vm, &site)

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use steppe_vm::plan::LaunchPlan;
+use steppe_vm::plan::{LaunchPlan, Network, Visible};
 use steppe_vm::vm::{
     Accelerator, Disk, DiskFormat, FileName, FileRoot, Forward, Machine, Nic, Protocol, Ready, Reboot, Vm,
 };
@@ -21,6 +21,7 @@ fn small() -> Vm {
         machine: Machine::Microvm,
         accelerator: Accelerator::Tcg { tsc_khz: 2_500_000 },
         vcpus: 1,
+        cpus: Vec::new(),
         memory_mib: 128,
         kernel: file(FileRoot::Images, "vmlinux"),
         initrd: None,
@@ -48,6 +49,7 @@ fn large() -> Vm {
     Vm {
         accelerator: Accelerator::Kvm,
         vcpus: 2,
+        cpus: vec![3, 1],
         memory_mib: 2047,
         initrd: Some(file(FileRoot::Alloc, "initrd.img")),
         disks: vec![
@@ -79,6 +81,22 @@ fn plan(vm: &Vm) -> LaunchPlan {
             program: "/usr/bin/qemu-system-x86_64".into(),
             uid: 1_900_000_000,
             gid: 1_900_000_000,
+            isolation: Some(Isolation {
+                namespaces: true,
+                landlock: true,
+                seccomp: false,
+                network: Network::None,
+                root: vec![
+                    Visible::Execute("/usr/bin/qemu-system-x86_64".into()),
+                    Visible::Read("/usr/lib".into()),
+                    Visible::Device("/dev/null".into()),
+                    Visible::Link {
+                        path: "/lib".into(),
+                        target: "usr/lib".into(),
+                    },
+                ],
+            }),
+            file_bytes: Some(1 << 34),
             place: &place,
         },
     )

@@ -7,12 +7,10 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
+use steppe_vm::frame::TAIL_BYTES;
 
 /// Bytes kept for a log that doesn't read: as much again as a Linux pipe holds (16 pages of 4 KiB).
 pub(crate) const RING_BYTES: usize = 64 * 1024;
-
-/// Bytes kept of the end, for the exit record: some fifty lines.
-pub(crate) const TAIL_BYTES: usize = 4096;
 
 /// Most bytes written at once: a pipe that polls as writable takes at least this many without blocking (`PIPE_BUF`).
 const WRITE_BYTES: usize = 4096;

@@ -11,8 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use steppe_vm::exit::{self, ExitRecord};
-
-use crate::console::TAIL_BYTES;
+use steppe_vm::frame::TAIL_BYTES;
 
 /// Room for two tails and the record, which has a few hundred bytes.
 const ROOM_BYTES: usize = 2 * TAIL_BYTES + 4096;

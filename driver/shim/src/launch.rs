@@ -1,7 +1,7 @@
 //! In which order does a process become QEMU with exactly what its plan names?
 //!
 //! Everything that can fail by allocation or path is done before the fork; between fork and exec there are only system
-//! calls. The one place of this program where `unsafe` is needed: fork, exec and what lies between.
+//! calls. With [`crate::isolate`], the part of this program where `unsafe` is needed: fork, exec and what lies between.
 
 #![expect(
     unsafe_code,
@@ -19,6 +19,8 @@ use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use steppe_vm::plan::{Access, DESCRIPTOR_NUMBER_MAX, LaunchPlan, Limits, Source};
+
+use crate::isolate::{self, IsolateError, Isolated};
 
 /// Why a process could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,9 @@ pub(crate) enum LaunchError {
         #[source]
         source: io::Error,
     },
+    /// What the process is to be kept from can't be prepared.
+    #[error(transparent)]
+    Isolate(#[from] IsolateError),
     /// An argument can't be passed on.
     #[error("an argument of the plan contains a NUL byte")]
     Argument(#[from] NulError),
@@ -83,29 +88,44 @@ pub(crate) struct Channels {
 pub(crate) struct Prepared {
     program: PathBuf,
     program_c: CString,
-    arguments: Vec<CString>,
+    /// What `argv` points to.
+    _arguments: Vec<CString>,
+    /// Ends in null, as the kernel wants it.
+    argv: Vec<*const libc::c_char>,
+    /// Empty: nothing but the null.
+    envp: Vec<*const libc::c_char>,
     stdin: OwnedFd,
     stderr: OwnedFd,
     /// Our descriptor and its number in the new process.
     descriptors: Vec<(OwnedFd, RawFd)>,
     cgroups: Vec<OwnedFd>,
     limits: Limits,
+    /// The processors that it may use, where the plan names any.
+    cpus: Option<libc::cpu_set_t>,
+    isolated: Option<Isolated>,
     uid: u32,
     gid: u32,
 }
 
-/// Opens everything the plan names.
+/// Opens everything the plan names. `network` is an empty network namespace, where there is one already.
 pub(crate) fn prepare(
     plan: &LaunchPlan,
     channels: Channels,
     cgroups: &[PathBuf],
+    network: Option<OwnedFd>,
 ) -> Result<Prepared, LaunchError> {
     let mut arguments = vec![CString::new(plan.program.as_os_str().as_bytes())?];
     for argument in &plan.arguments {
         arguments.push(CString::new(argument.as_str())?);
     }
+    let program_c = CString::new(plan.program.as_os_str().as_bytes())?;
+    let mut argv: Vec<*const libc::c_char> = arguments.iter().map(|argument| argument.as_ptr()).collect();
+    argv.push(std::ptr::null());
+    let envp: Vec<*const libc::c_char> = vec![std::ptr::null()];
     let (mut qmp, mut console) = (Some(channels.qmp), Some(channels.console));
     let mut descriptors = Vec::with_capacity(plan.descriptors.len());
+    // Places in it of files that the program opens once more.
+    let mut own = Vec::new();
     for descriptor in &plan.descriptors {
         let opened = match &descriptor.source {
             Source::Qmp => qmp.take(),
@@ -114,17 +134,45 @@ pub(crate) fn prepare(
                 beneath,
                 path,
                 access,
-            } => Some(open(&descriptor.name, beneath, path, *access)?),
+            } => {
+                let (file, is_memory) = open(&descriptor.name, beneath, path, *access)?;
+                if *access == Access::Load && !is_memory {
+                    own.push(descriptors.len());
+                }
+                Some(file)
+            }
         };
         // The plan's check has made sure that both channels are named once.
         if let Some(opened) = opened {
             descriptors.push((above(opened)?, descriptor.number));
         }
     }
+    let isolated = match &plan.isolation {
+        None => None,
+        Some(isolation) => {
+            let own: Vec<&OwnedFd> = own
+                .into_iter()
+                .filter_map(|place| descriptors.get(place))
+                .map(|(file, _): &(OwnedFd, RawFd)| file)
+                .collect();
+            let execve = [
+                program_c.as_ptr().addr(),
+                argv.as_ptr().addr(),
+                envp.as_ptr().addr(),
+            ];
+            let execve = execve.map(|address| address as u64);
+            let mut isolated = isolate::prepare(isolation, &own, network, execve)?;
+            // Needed after the program's descriptors are in their places.
+            isolated.landlock = isolated.landlock.map(above).transpose()?;
+            Some(isolated)
+        }
+    };
     Ok(Prepared {
         program: plan.program.clone(),
-        program_c: CString::new(plan.program.as_os_str().as_bytes())?,
-        arguments,
+        program_c,
+        _arguments: arguments,
+        argv,
+        envp,
         stdin: above(open_null()?)?,
         stderr: above(channels.stderr)?,
         descriptors,
@@ -133,9 +181,23 @@ pub(crate) fn prepare(
             .map(|leaf| open_cgroup(leaf))
             .collect::<Result<_, _>>()?,
         limits: plan.limits,
+        cpus: (!plan.cpus.is_empty()).then(|| cpu_set(&plan.cpus)),
+        isolated,
         uid: plan.uid,
         gid: plan.gid,
     })
+}
+
+/// The kernel's set of these processors.
+fn cpu_set(cpus: &[u32]) -> libc::cpu_set_t {
+    // SAFETY: a set is a plain array of bits, and the plan's check has made sure that none is beyond its end.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        for cpu in cpus.iter().filter_map(|cpu| usize::try_from(*cpu).ok()) {
+            libc::CPU_SET(cpu, &mut set);
+        }
+        set
+    }
 }
 
 fn system(what: &'static str) -> impl FnOnce(Errno) -> LaunchError {
@@ -153,7 +215,8 @@ fn open_null() -> Result<OwnedFd, LaunchError> {
         .map_err(system("opening /dev/null"))
 }
 
-fn open(name: &str, beneath: &Path, path: &Path, access: Access) -> Result<OwnedFd, LaunchError> {
+/// Opens a file of the plan; says whether what was opened is a copy in memory.
+fn open(name: &str, beneath: &Path, path: &Path, access: Access) -> Result<(OwnedFd, bool), LaunchError> {
     let failed = |source| LaunchError::Open {
         name: name.to_owned(),
         path: path.to_owned(),
@@ -187,13 +250,14 @@ fn open(name: &str, beneath: &Path, path: &Path, access: Access) -> Result<Owned
         });
     }
     if access == Access::Load && stat.st_mode & Mode::ROTH.as_raw_mode() == 0 {
-        return copy_to_memory(name, file).map_err(|source| LaunchError::Copy {
+        let copied = copy_to_memory(name, file).map_err(|source| LaunchError::Copy {
             name: name.to_owned(),
             path: path.to_owned(),
             source,
-        });
+        })?;
+        return Ok((copied, true));
     }
-    Ok(file)
+    Ok((file, false))
 }
 
 /// QEMU's user opens the file once more by the descriptor's name, for which it needs read permission on the inode.
@@ -224,13 +288,17 @@ pub(crate) fn open_cgroup(leaf: &Path) -> Result<OwnedFd, LaunchError> {
 }
 
 /// Steps of the new process, by the number it reports when one fails.
-const STEPS: [&str; 7] = [
+const STEPS: [&str; 11] = [
     "joining its control groups",
+    "keeping to its processors",
+    "moving to its own namespaces and root",
     "setting its limits",
     "arranging its descriptors",
     "changing its user",
     "giving up new privileges",
+    "giving up files by Landlock",
     "binding its life to the shim's",
+    "giving up system calls by seccomp",
     "executing the program",
 ];
 
@@ -242,19 +310,12 @@ pub(crate) fn spawn(prepared: &Prepared) -> Result<(Pid, OwnedFd), LaunchError> 
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(system("pipe"))?;
     let report_write = above(report_write)?;
     let parent = rustix::process::getpid();
-    let mut argv: Vec<*const libc::c_char> = prepared
-        .arguments
-        .iter()
-        .map(|argument| argument.as_ptr())
-        .collect();
-    argv.push(std::ptr::null());
-    let envp: [*const libc::c_char; 1] = [std::ptr::null()];
     // SAFETY: this program has one thread, so the child's memory is consistent; the child only makes system calls and
     // ends in exec or _exit.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        // SAFETY: we are the child of the fork above; `argv` and `envp` end in null and outlive the call.
-        let (step, errno) = unsafe { become_program(prepared, parent, argv.as_ptr(), envp.as_ptr()) };
+        // SAFETY: we are the child of the fork above.
+        let (step, errno) = unsafe { become_program(prepared, parent) };
         let mut report = [0; 5];
         report[0] = step;
         report[1..].copy_from_slice(&errno.to_ne_bytes());
@@ -296,13 +357,8 @@ fn reap(pid: Pid) {
 /// The child's half, in the only order that works. Returns the failed step and its error number.
 ///
 /// # Safety
-/// To be called in a forked child of a single-threaded process, with null-terminated `argv` and `envp`.
-unsafe fn become_program(
-    prepared: &Prepared,
-    parent: Pid,
-    argv: *const *const libc::c_char,
-    envp: *const *const libc::c_char,
-) -> (u8, i32) {
+/// To be called in a forked child of a single-threaded process.
+unsafe fn become_program(prepared: &Prepared, parent: Pid) -> (u8, i32) {
     // SAFETY: system calls on values that outlive them; no allocation, no lock.
     unsafe {
         let mut empty: libc::sigset_t = std::mem::zeroed();
@@ -310,6 +366,8 @@ unsafe fn become_program(
         libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut());
         // Rust ignores SIGPIPE, and ignored signals stay ignored over exec.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        // A file at its limit is an error of the disk's, not the end.
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         libc::setsid();
         libc::umask(0o022);
         // An agent that the kernel must not kill would make QEMU unkillable too.
@@ -323,53 +381,100 @@ unsafe fn become_program(
                 return (0, errno());
             }
         }
+        // Not before: a group that has processors of its own sets them anew.
+        if let Some(cpus) = &prepared.cpus
+            && libc::sched_setaffinity(0, size_of_val(cpus), cpus) != 0
+        {
+            return (1, errno());
+        }
+        if let Some(isolated) = &prepared.isolated
+            && let Err(errno) = isolated.enter_root()
+        {
+            return (2, errno);
+        }
         let limits = [
-            (libc::RLIMIT_CORE, prepared.limits.core_bytes),
-            (libc::RLIMIT_NOFILE, prepared.limits.open_files),
-            (libc::RLIMIT_NPROC, prepared.limits.processes),
+            (libc::RLIMIT_CORE, Some(prepared.limits.core_bytes)),
+            (libc::RLIMIT_NOFILE, Some(prepared.limits.open_files)),
+            (libc::RLIMIT_NPROC, Some(prepared.limits.processes)),
+            (libc::RLIMIT_FSIZE, prepared.limits.file_bytes),
+            (libc::RLIMIT_MEMLOCK, prepared.limits.locked_bytes),
         ];
         for (resource, value) in limits {
+            let Some(value) = value else { continue };
             let limit = libc::rlimit {
                 rlim_cur: value,
                 rlim_max: value,
             };
             if libc::setrlimit(resource, &raw const limit) != 0 {
-                return (1, errno());
+                return (3, errno());
             }
         }
         // Everything is closed at exec but what is put in place afterwards.
         let cloexec = libc::c_int::try_from(libc::CLOSE_RANGE_CLOEXEC).unwrap_or(4);
         if libc::close_range(3, libc::c_uint::MAX, cloexec) != 0 {
-            return (2, errno());
+            return (4, errno());
         }
         let standard = [(&prepared.stdin, 0), (&prepared.stderr, 1), (&prepared.stderr, 2)];
         let named = prepared.descriptors.iter().map(|(fd, number)| (fd, *number));
         for (fd, number) in standard.into_iter().chain(named) {
             if libc::dup2(fd.as_raw_fd(), number) < 0 {
-                return (2, errno());
+                return (4, errno());
             }
         }
+        drop_bounding_set();
         // Groups first: without the user's power they could not be changed any more.
         if libc::setgroups(0, std::ptr::null()) != 0
             || libc::setresgid(prepared.gid, prepared.gid, prepared.gid) != 0
             || libc::setresuid(prepared.uid, prepared.uid, prepared.uid) != 0
         {
-            return (3, errno());
+            return (5, errno());
         }
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
-            return (4, errno());
+            return (6, errno());
+        }
+        if let Some(isolated) = &prepared.isolated
+            && let Err(errno) = isolated.enter_landlock()
+        {
+            return (7, errno);
         }
         // After the change of user, which clears it silently; then look whether the parent was gone before.
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-            return (5, errno());
+            return (8, errno());
         }
         if libc::getppid() != parent.as_raw_nonzero().get() {
-            return (5, libc::ESRCH);
+            return (8, libc::ESRCH);
         }
-        libc::execve(prepared.program_c.as_ptr(), argv, envp);
-        (6, errno())
+        if let Some(isolated) = &prepared.isolated
+            && let Err(errno) = isolated.enter_filter()
+        {
+            return (9, errno);
+        }
+        // With these very addresses, which the filter knows.
+        libc::execve(
+            prepared.program_c.as_ptr(),
+            prepared.argv.as_ptr(),
+            prepared.envp.as_ptr(),
+        );
+        (10, errno())
     }
 }
+
+/// Takes from the calling process, and from whatever it executes, the chance to ever have a capability.
+///
+/// # Safety
+/// May be called between fork and exec: system calls only.
+unsafe fn drop_bounding_set() {
+    for capability in 0..=CAPABILITY_MAX {
+        // SAFETY: a plain system call. It fails past the kernel's last one, and for who has not the power, to whom the set
+        // gives nothing.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
+            break;
+        }
+    }
+}
+
+/// Highest capability number that a kernel could have.
+const CAPABILITY_MAX: libc::c_ulong = 63;
 
 fn errno() -> i32 {
     // errno is thread-local and readable at any time.
@@ -395,11 +500,12 @@ pub(crate) fn fork_supervisor() -> Result<Option<(Pid, OwnedFd)>, LaunchError> {
     }
 }
 
-/// Gives up root for good: this user, no groups, no capabilities, no new privileges, dead when the monitor is.
+/// Gives up root for good: this user, no groups, no capabilities, none to come, no new privileges, dead when the monitor is.
 pub(crate) fn become_unprivileged(uid: u32, monitor: Pid) -> Result<(), LaunchError> {
     let id = libc::id_t::from(uid);
     // SAFETY: plain system calls; leaving root clears every capability.
     let dropped = unsafe {
+        drop_bounding_set();
         libc::setgroups(0, std::ptr::null()) == 0
             && libc::setresgid(id, id, id) == 0
             && libc::setresuid(id, id, id) == 0

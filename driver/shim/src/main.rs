@@ -4,7 +4,11 @@
 
 mod monitor;
 
+mod isolate;
 mod launch;
+
+mod confine;
+mod filter;
 mod link;
 
 mod supervise;
@@ -36,8 +40,11 @@ USAGE
       status is the VM's. Needs root, because the plan says which unprivileged user QEMU becomes. Ctrl-C ends it.
       The plan of a task is <state_dir>/tasks/<task>/plan.json.
   microvm-shim supervise --plan PLAN --record DIR --control SOCKET --stdout FIFO --stderr FIFO --uid UID
-                         [--vm-cgroup DIR]… [--shim-cgroup DIR]… [--client-fd N] [--lock-fd N]
-      What the driver runs for each task. The exit record is written to DIR/exit.json.
+                         [--vm-cgroup DIR]… [--shim-cgroup DIR]… [--client-fd N] [--lock-fd N] [--net-fd N]
+      What the driver runs for each task. The exit record is written to DIR/exit.json. QEMU's network namespace is the one
+      that --net-fd names, else a new one.
+  microvm-shim kernel
+      Says as JSON what this kernel can keep QEMU from, and then waits for its input to end, in an empty network namespace.
   microvm-shim --version | --help
 ";
 
@@ -91,6 +98,7 @@ fn main() -> ExitCode {
         ["--version" | "-V"] => say(concat!("microvm-shim ", env!("CARGO_PKG_VERSION"), "\n")),
         ["run", plan] => run(Path::new(plan)),
         ["supervise", options @ ..] => supervise(options),
+        ["kernel"] => kernel(),
         [] => Err(UsageError::Missing("a command").into()),
         [other, ..] => Err(UsageError::Unknown((*other).to_owned()).into()),
     };
@@ -113,6 +121,14 @@ fn say(text: &str) -> Result<u8, Error> {
     Ok(0)
 }
 
+/// Says what the kernel can do.
+fn kernel() -> Result<u8, Error> {
+    let kernel = isolate::kernel();
+    let code = say(&steppe_vm::record::line(&kernel))?;
+    let _end = std::io::stdin().read(&mut [0]);
+    Ok(code)
+}
+
 /// Boots a VM by hand.
 fn run(path: &Path) -> Result<u8, Error> {
     let plan = read_plan(path)?;
@@ -132,6 +148,7 @@ fn run(path: &Path) -> Result<u8, Error> {
         supervisor_uid: plan.uid.saturating_add(1),
         vm_cgroups: Vec::new(),
         shim_cgroups: Vec::new(),
+        network: None,
         continue_at_once: true,
     };
     let outcome = monitor::run(&plan, surroundings, &mut None)?.outcome();
@@ -148,6 +165,7 @@ fn supervise(options: &[&str]) -> Result<u8, Error> {
     let _ = rustix::process::setsid();
     let lock = options.inherited("--lock-fd")?;
     let client = options.inherited("--client-fd")?;
+    let network = options.inherited("--net-fd")?;
     let mut teller = client
         .as_ref()
         .and_then(|client| client.try_clone().ok())
@@ -169,6 +187,7 @@ fn supervise(options: &[&str]) -> Result<u8, Error> {
             supervisor_uid: uid.parse().map_err(|_| UsageError::Number("--uid", uid))?,
             vm_cgroups: options.all("--vm-cgroup"),
             shim_cgroups: options.all("--shim-cgroup"),
+            network,
             continue_at_once: false,
         };
         let _record = monitor::run(&plan, surroundings, teller)?;
@@ -219,7 +238,7 @@ fn read_plan(path: &Path) -> Result<LaunchPlan, Error> {
 #[derive(Debug)]
 struct Options(BTreeMap<String, Vec<String>>);
 
-const OPTION_NAMES: [&str; 10] = [
+const OPTION_NAMES: [&str; 11] = [
     "--plan",
     "--record",
     "--control",
@@ -230,6 +249,7 @@ const OPTION_NAMES: [&str; 10] = [
     "--shim-cgroup",
     "--client-fd",
     "--lock-fd",
+    "--net-fd",
 ];
 
 impl Options {

@@ -16,11 +16,13 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 use steppe_vm::exit::{EXIT_VERSION, ExitRecord, WaitStatus};
+use steppe_vm::frame::{Fact, Seen, Wish};
 use steppe_vm::plan::LaunchPlan;
 
+use crate::confine::{self, ConfineError};
 use crate::exit_file::ExitFile;
 use crate::launch::{self, Channels, LaunchError, Prepared};
-use crate::link::{self, Fact, Seen, Wish};
+use crate::link;
 use crate::oom;
 use crate::supervise;
 
@@ -59,6 +61,8 @@ pub(crate) struct Surroundings {
     pub(crate) vm_cgroups: Vec<PathBuf>,
     /// Control group leaves for the shim itself.
     pub(crate) shim_cgroups: Vec<PathBuf>,
+    /// An empty network namespace for QEMU; without one, it gets a new one.
+    pub(crate) network: Option<OwnedFd>,
     /// Let the guest run as soon as QEMU answers.
     pub(crate) continue_at_once: bool,
 }
@@ -69,6 +73,9 @@ pub(crate) enum MonitorError {
     /// Something could not be set up, or QEMU could not be executed.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// This process can't give up what it doesn't need any more.
+    #[error("the monitor can't be confined")]
+    Confine(#[from] ConfineError),
     /// A log named by the plugin is no FIFO and not the null device.
     #[error("log {0} is neither a FIFO nor /dev/null")]
     Log(PathBuf),
@@ -165,7 +172,7 @@ pub(crate) fn run(
         console: qemu_console,
         stderr: qemu_stderr,
     };
-    let prepared = launch::prepare(plan, channels, &surroundings.vm_cgroups)?;
+    let prepared = launch::prepare(plan, channels, &surroundings.vm_cgroups, surroundings.network)?;
     reach("shim.listen.before");
     let listener = surroundings.control.as_deref().map(listen).transpose()?;
     reach("shim.listen.after");
@@ -197,6 +204,8 @@ pub(crate) fn run(
             client: surroundings.client,
             continue_at_once: surroundings.continue_at_once,
             ready: plan.ready.as_ref(),
+            cpus: &plan.cpus,
+            isolation: plan.isolation.as_ref(),
         });
     };
     reach("shim.supervisor.after");
@@ -207,14 +216,12 @@ pub(crate) fn run(
         pidfd: supervisor,
         link,
     };
-    let watched = watch(
-        prepared,
-        &helper,
-        &signals,
-        teller,
-        &surroundings.vm_cgroups,
-        &reach,
-    );
+    let machine = Machine {
+        plan,
+        record_directory: directory,
+        vm_cgroups: &surroundings.vm_cgroups,
+    };
+    let watched = watch(prepared, &machine, &helper, &signals, teller, &reach);
     if let (Ok(watched), Some(file)) = (&watched, exit_file) {
         reach("shim.exit-record.before");
         // A plan of an older release comes from a plugin that reads the records of its own time.
@@ -311,28 +318,74 @@ struct Watched {
     told: bool,
 }
 
+/// What the monitor has to know of the machine that it watches.
+struct Machine<'a> {
+    plan: &'a LaunchPlan,
+    record_directory: Option<&'a Path>,
+    vm_cgroups: &'a [PathBuf],
+}
+
+impl Machine<'_> {
+    /// Gives up what is of no more use to this process once QEMU was executed.
+    fn confine(&self) -> Result<(), ConfineError> {
+        let groups: Vec<&Path> = self.vm_cgroups.iter().map(PathBuf::as_path).collect();
+        let isolation = self.plan.isolation.as_ref();
+        confine::monitor(
+            isolation,
+            self.record_directory,
+            &groups,
+            !self.plan.cpus.is_empty(),
+        )
+    }
+
+    /// Lets one of QEMU's threads run on one of the plan's processors only; the kernel's error number if it can't be.
+    fn pin(&self, qemu: Pid, thread: i32, index: u16) -> i32 {
+        let Some(cpu) = self.plan.cpus.get(usize::from(index)) else {
+            return Errno::INVAL.raw_os_error();
+        };
+        // The supervisor's word is not believed: a thread of anybody else is nobody's business here.
+        let of_qemu = PathBuf::from(format!("/proc/{qemu}/task/{thread}"));
+        let (Some(thread), true) = (Pid::from_raw(thread), of_qemu.exists()) else {
+            return Errno::SRCH.raw_os_error();
+        };
+        let mut cpus = rustix::thread::CpuSet::new();
+        // The plan's check has made sure that the number is one of a set's.
+        cpus.set(usize::try_from(*cpu).unwrap_or_default());
+        match rustix::thread::sched_setaffinity(Some(thread), &cpus) {
+            Ok(()) => 0,
+            Err(error) => error.raw_os_error(),
+        }
+    }
+}
+
 /// From QEMU's exec to its end: what there is to record of it, and what the supervisor saw.
 fn watch(
     prepared: Prepared,
+    machine: &Machine<'_>,
     helper: &Helper,
     signals: &OwnedFd,
     teller: &mut Option<File>,
-    vm_cgroups: &[PathBuf],
     reach: &dyn Fn(&str),
 ) -> Result<Watched, MonitorError> {
     reach("shim.execute.before");
     let (qemu_pid, qemu) = launch::spawn(&prepared)?;
     // QEMU's locks on its disks belong to the open files: our copies must not keep them alive.
     drop((prepared, teller.take()));
+    if let Err(error) = machine.confine() {
+        // Nothing has run yet that would be worth to be kept.
+        kill(&qemu);
+        let _status = wait_status(qemu_pid);
+        return Err(error.into());
+    }
     helper.tell(Fact::Executed {
         pid: qemu_pid.as_raw_nonzero().get(),
     });
     reach("shim.execute.after");
 
-    let ended = wait_for_end(&qemu, helper, signals);
+    let ended = wait_for_end(qemu_pid, &qemu, machine, helper, signals);
     let supervised = ended.supervised;
     let status = wait_status(qemu_pid);
-    let (ended_at_unix_ns, oom) = (unix_ns(), oom::happened(vm_cgroups));
+    let (ended_at_unix_ns, oom) = (unix_ns(), oom::happened(machine.vm_cgroups));
     helper.tell(Fact::Ended {
         status,
         at_unix_ns: ended_at_unix_ns,
@@ -375,7 +428,7 @@ struct End {
 }
 
 /// Waits until QEMU is dead.
-fn wait_for_end(qemu: &OwnedFd, helper: &Helper, signals: &OwnedFd) -> End {
+fn wait_for_end(pid: Pid, qemu: &OwnedFd, machine: &Machine<'_>, helper: &Helper, signals: &OwnedFd) -> End {
     let mut terminated_at: Option<Instant> = None;
     let mut killed = false;
     loop {
@@ -396,6 +449,9 @@ fn wait_for_end(qemu: &OwnedFd, helper: &Helper, signals: &OwnedFd) -> End {
                     kill(qemu);
                     killed = true;
                 }
+                Ok(Some(Wish::Pin { thread, index })) => helper.tell(Fact::Pinned {
+                    errno: machine.pin(pid, thread, index),
+                }),
                 Ok(Some(Wish::Seen(_))) | Err(Errno::AGAIN | Errno::INTR) => {}
                 Ok(None) | Err(_) => supervised = false,
             }
@@ -443,7 +499,7 @@ fn receive_seen(helper: &Helper) -> Option<Seen> {
         if ready[0] {
             match link::receive_wish(&helper.link) {
                 Ok(Some(Wish::Seen(seen))) => return Some(seen),
-                Ok(Some(Wish::Kill)) | Err(Errno::AGAIN | Errno::INTR) => {}
+                Ok(Some(Wish::Kill | Wish::Pin { .. })) | Err(Errno::AGAIN | Errno::INTR) => {}
                 Ok(None) | Err(_) => return None,
             }
         } else if ready[1] || Instant::now() >= deadline {

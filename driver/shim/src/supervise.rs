@@ -12,16 +12,19 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use serde_json::Value;
 use steppe_qemu::qmp::{
-    CommandId, Incoming, cont, qmp_capabilities, query_status, quit, system_powerdown, system_reset,
+    CommandId, Incoming, cont, qmp_capabilities, query_cpus_fast, query_status, quit, system_powerdown,
+    system_reset, vcpu_threads,
 };
 use steppe_vm::control::{Message, Request, State};
 use steppe_vm::exit::{Asked, EXIT_VERSION, ExitRecord, Reason};
-use steppe_vm::plan::Ready;
+use steppe_vm::frame::{Fact, Seen, TAIL_BYTES, Wish};
+use steppe_vm::plan::{Isolation, Ready};
 
-use crate::console::{Stream, TAIL_BYTES};
+use crate::confine;
+use crate::console::Stream;
 use crate::control::{Asking, ClientId, Control};
 use crate::launch;
-use crate::link::{self, Fact, Seen, Wish};
+use crate::link;
 use crate::monitor::timespec;
 use crate::qmp::Qmp;
 use crate::ready::Watch;
@@ -65,6 +68,9 @@ pub(crate) struct Inherited<'a> {
     pub(crate) client: Option<OwnedFd>,
     pub(crate) continue_at_once: bool,
     pub(crate) ready: Option<&'a Ready>,
+    /// The processors for QEMU's virtual ones, where they have some to themselves.
+    pub(crate) cpus: &'a [u32],
+    pub(crate) isolation: Option<&'a Isolation>,
 }
 
 /// A command whose reply is waited for. The others are answered as soon as they are sent: a QEMU that stands still must
@@ -72,6 +78,7 @@ pub(crate) struct Inherited<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pending {
     Capabilities,
+    Threads,
     Continue(Option<ClientId>),
     Status,
 }
@@ -88,6 +95,9 @@ struct Supervisor {
     starter: Option<ClientId>,
     continue_at_once: bool,
     pending: Vec<(CommandId, Pending)>,
+    cpus: Vec<u32>,
+    /// How many threads are not pinned yet.
+    unpinned: usize,
     qemu_pid: i32,
     state: State,
     reason: Reason,
@@ -110,6 +120,10 @@ struct Supervisor {
 pub(crate) fn main(inherited: Inherited<'_>) -> ! {
     let owner_uid = rustix::process::geteuid().as_raw();
     if let Err(error) = launch::become_unprivileged(inherited.uid, inherited.monitor) {
+        crate::complain(&error);
+        crate::end(1);
+    }
+    if let Err(error) = confine::supervisor(inherited.isolation) {
         crate::complain(&error);
         crate::end(1);
     }
@@ -150,6 +164,8 @@ impl Supervisor {
             starter,
             continue_at_once: inherited.continue_at_once,
             pending: Vec::new(),
+            cpus: inherited.cpus.to_vec(),
+            unpinned: 0,
             qemu_pid: 0,
             state: State::Starting,
             reason: Reason::None,
@@ -351,6 +367,7 @@ impl Supervisor {
                 self.hold_deadline = Some(Instant::now() + hold);
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
+            Ok(Some(Fact::Pinned { errno })) => self.on_pinned(errno),
             // The monitor is gone, and the kernel is about to end this process too.
             Ok(None) | Err(_) => crate::end(1),
         }
@@ -454,17 +471,13 @@ impl Supervisor {
         };
         match (pending, result) {
             // QEMU's first answer: only now is it known to have opened all its files.
+            (Pending::Capabilities, _) if self.cpus.is_empty() => self.on_prepared(qmp),
             (Pending::Capabilities, _) => {
-                self.answer_deadline = None;
-                self.enter(State::Prepared {
-                    qemu_pid: self.qemu_pid,
-                });
-                if self.continue_at_once
-                    && let Ok(id) = qmp.send(&cont {})
-                {
-                    self.pending.push((id, Pending::Continue(None)));
+                if let Ok(id) = qmp.send(&query_cpus_fast {}) {
+                    self.pending.push((id, Pending::Threads));
                 }
             }
+            (Pending::Threads, result) => self.on_threads(&result.unwrap_or_default()),
             (Pending::Continue(client), Ok(_)) => self.on_started(client),
             (Pending::Continue(client), Err(_)) => {
                 if let Some(client) = client {
@@ -473,6 +486,61 @@ impl Supervisor {
             }
             (Pending::Status, result) => self.on_status(&result.unwrap_or_default()),
         }
+    }
+
+    /// The machine stands before its first instruction.
+    fn on_prepared(&mut self, qmp: &mut Qmp) {
+        self.answer_deadline = None;
+        self.enter(State::Prepared {
+            qemu_pid: self.qemu_pid,
+        });
+        if self.continue_at_once
+            && let Ok(id) = qmp.send(&cont {})
+        {
+            self.pending.push((id, Pending::Continue(None)));
+        }
+    }
+
+    /// QEMU has said which threads its virtual processors are: the monitor is asked to pin each.
+    fn on_threads(&mut self, answer: &Value) {
+        let threads = vcpu_threads(answer).unwrap_or_default();
+        if threads.len() != self.cpus.len() {
+            self.give_up("QEMU does not say which threads its virtual processors are");
+            return;
+        }
+        self.unpinned = threads.len();
+        for (thread, index) in threads.into_iter().zip(0..) {
+            let _ = link::send_wish(&self.link, &Wish::Pin { thread, index });
+        }
+    }
+
+    fn on_pinned(&mut self, errno: i32) {
+        if errno != 0 {
+            let error = std::io::Error::from_raw_os_error(errno);
+            let cpus = &self.cpus;
+            self.give_up(&format!(
+                "virtual processors can't be pinned to {cpus:?}: {error}"
+            ));
+            return;
+        }
+        self.unpinned = self.unpinned.saturating_sub(1);
+        if self.unpinned == 0
+            && let Some(mut qmp) = self.qmp.take()
+        {
+            self.on_prepared(&mut qmp);
+            self.qmp = Some(qmp);
+        }
+    }
+
+    /// Ends a start that can't go on.
+    fn give_up(&mut self, reason: &str) {
+        self.answer_deadline = None;
+        self.reason = Reason::Broken;
+        self.enter(State::Failed {
+            reason: reason.to_owned(),
+            retryable: true,
+        });
+        self.kill();
     }
 
     /// The guest runs, as this client asked.
@@ -614,14 +682,8 @@ impl Supervisor {
             .answer_deadline
             .is_some_and(|deadline| Instant::now() >= deadline)
         {
-            self.answer_deadline = None;
             let seconds = ANSWER_TIMEOUT.as_secs();
-            self.reason = Reason::Broken;
-            self.enter(State::Failed {
-                reason: format!("QEMU did not answer over QMP within {seconds} s"),
-                retryable: true,
-            });
-            self.kill();
+            self.give_up(&format!("QEMU did not answer over QMP within {seconds} s"));
         }
         let late = |watch: &Watch| watch.deadline().is_some_and(|at| Instant::now() >= at);
         if let Some(watch) = self.watch.take_if(|watch| late(watch)) {

@@ -6,10 +6,12 @@
 //! * [`vm`]: the checked machine;
 //! * [`plan`]: what the shim is told to do, exactly;
 //! * [`memory`]: what a VM needs on its host beside its guest's memory;
+//! * [`lease`]: which user ids a VM holds;
 //! * [`record`]: what is written down about a task before anything is done for it;
 //! * [`undo`]: what must be done to take back what a record names;
 //! * [`reap`]: what becomes of tasks that nobody asks about;
 //! * [`control`]: what the plugin and the shim say to each other;
+//! * [`frame`]: what the shim's two processes say to each other;
 //! * [`exit`]: how a VM ended, and what that means to Nomad;
 //! * [`error`]: an error and its causes on one line.
 
@@ -19,12 +21,14 @@ pub mod vm;
 pub mod memory;
 pub mod plan;
 
+pub mod lease;
 pub mod reap;
 pub mod record;
 pub mod undo;
 
 pub mod control;
 pub mod exit;
+pub mod frame;
 
 pub mod error;
 

@@ -69,6 +69,7 @@ mod tests {
             machine: Machine::Microvm,
             accelerator: Accelerator::Tcg { tsc_khz: 1 },
             vcpus: 1,
+            cpus: Vec::new(),
             memory_mib: 128,
             kernel: file.clone(),
             initrd: None,

@@ -4,12 +4,13 @@
 //! the program, its arguments, the descriptors to open for it, its limits and its user. The shim makes no choices.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Version written into new plans. Version 2 added [`LaunchPlan::ready`].
-pub const PLAN_VERSION: u32 = 2;
+/// Version written into new plans. Version 2 added [`LaunchPlan::ready`]; version 3 [`LaunchPlan::cpus`],
+/// [`LaunchPlan::isolation`] and two limits.
+pub const PLAN_VERSION: u32 = 3;
 
 /// Oldest version that is read.
 pub const PLAN_VERSION_MIN: u32 = 1;
@@ -39,6 +40,96 @@ pub struct LaunchPlan {
     /// What the guest must show to count as ready; nothing where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<Ready>,
+    /// The host's processors that the program may use: virtual processor n runs on the n-th of them and nowhere else, every
+    /// other thread on any of them. Empty: on all that its control group allows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpus: Vec<u32>,
+    /// What the program is kept from, besides what its user may not do. Absent in plans of versions 1 and 2: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
+}
+
+/// What a program is kept from. Each part is done or the start fails: whether a host can do it was decided before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Isolation {
+    /// Own mount, IPC and host name namespaces, an own root directory, and the network namespace that `network` says
+    /// (unshare(2), pivot_root(2)).
+    pub namespaces: bool,
+    /// The kernel refuses every file but those of `root` and the plan's own, and what else its version of Landlock knows
+    /// (landlock(7)).
+    pub landlock: bool,
+    /// The kernel refuses system calls that the program never needs (seccomp(2)).
+    pub seccomp: bool,
+    /// Which network the program itself has. A guest's network cards don't need one.
+    pub network: Network,
+    /// What there is of the host's files. Nothing else is, and nothing of it can be written.
+    pub root: Vec<Visible>,
+}
+
+/// What a kernel can keep a program from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Whether the namespaces of [`Isolation::namespaces`] can be made.
+    pub namespaces: bool,
+    /// Version of Landlock's interface, 0 where there is none.
+    pub landlock_abi: u32,
+    /// Whether system calls can be refused.
+    pub seccomp: bool,
+}
+
+impl Kernel {
+    /// What it can't do, in words; empty where nothing is missing.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        [
+            (self.namespaces, "namespaces"),
+            (self.landlock_abi > 0, "Landlock"),
+            (self.seccomp, "seccomp"),
+        ]
+        .into_iter()
+        .filter_map(|(there, name)| (!there).then_some(name))
+        .collect()
+    }
+}
+
+/// The network of the program itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// None: an empty network namespace, and no sockets.
+    None,
+    /// The host's, for TCP and UDP over IPv4: QEMU's user-mode network needs it.
+    Host,
+}
+
+/// One thing of the host's file tree that a program sees at the same place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Visible {
+    /// A file, or a directory with all in it: for reading.
+    Read(PathBuf),
+    /// The same, for reading and executing.
+    Execute(PathBuf),
+    /// A device, for reading and writing.
+    Device(PathBuf),
+    /// A symbolic link.
+    Link {
+        /// Where it is.
+        path: PathBuf,
+        /// What it says.
+        target: PathBuf,
+    },
+}
+
+impl Visible {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Read(path) | Self::Execute(path) | Self::Device(path) | Self::Link { path, .. } => path,
+        }
+    }
 }
 
 /// What the guest must show on its console, and by when.
@@ -94,7 +185,7 @@ pub enum Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Access {
-    /// Reading only. The program opens it once more through `/proc/self/fd`, so its user must be able to read it; a file
+    /// Reading only. The program opens it once more through `/dev/fd`, so its user must be able to read it; a file
     /// that it cannot read is copied into sealed memory first.
     Load,
     /// Reading through the descriptor only.
@@ -113,6 +204,12 @@ pub struct Limits {
     pub open_files: u64,
     /// Largest number of processes and threads of the (unique) user id.
     pub processes: u64,
+    /// Largest size in bytes to which a file may be written: no disk grows beyond what its guest was given. Absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_bytes: Option<u64>,
+    /// Most bytes kept from being swapped out. Absent in plans of versions 1 and 2: the host's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked_bytes: Option<u64>,
 }
 
 impl Default for Limits {
@@ -123,6 +220,8 @@ impl Default for Limits {
             core_bytes: 0,
             open_files: 1024,
             processes: 512,
+            file_bytes: None,
+            locked_bytes: Some(0),
         }
     }
 }
@@ -148,7 +247,18 @@ pub enum PlanError {
     /// QEMU must not run as root.
     #[error("the launch plan would run the program as root")]
     Root,
+    /// A path of the program's root is not absolute, or leads upwards.
+    #[error(
+        "the launch plan puts {0:?} into the program's root, which is not an absolute path without \"..\""
+    )]
+    Visible(PathBuf),
+    /// A processor is named twice, or more than [`CPU_MAX`].
+    #[error("the launch plan names processor {0} twice, or it is more than {CPU_MAX}")]
+    Cpu(u32),
 }
+
+/// Highest processor number a plan may name: what a `cpu_set_t` has bits for, less one.
+pub const CPU_MAX: u32 = 1023;
 
 /// Highest descriptor number a plan may name: the shim keeps its own copies above it while it arranges them.
 pub const DESCRIPTOR_NUMBER_MAX: i32 = 63;
@@ -186,6 +296,14 @@ impl LaunchPlan {
         if plan.uid == 0 || plan.gid == 0 {
             return Err(PlanError::Root);
         }
+        let visible = plan.isolation.iter().flat_map(|isolation| &isolation.root);
+        if let Some(wrong) = visible.map(Visible::path).find(|path| !is_plain(path)) {
+            return Err(PlanError::Visible(wrong.to_owned()));
+        }
+        let twice = |(index, cpu): &(usize, &u32)| **cpu > CPU_MAX || plan.cpus[..*index].contains(cpu);
+        if let Some((_, cpu)) = plan.cpus.iter().enumerate().find(twice) {
+            return Err(PlanError::Cpu(*cpu));
+        }
         Ok(plan)
     }
 
@@ -194,6 +312,14 @@ impl LaunchPlan {
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
+}
+
+/// Whether a path is absolute, leads nowhere but down, and is not the root itself.
+fn is_plain(path: &Path) -> bool {
+    let mut parts = path.components();
+    parts.next() == Some(Component::RootDir)
+        && parts.clone().next().is_some()
+        && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// The plan as a person reads it: the command, then what is opened for it.
@@ -229,6 +355,31 @@ impl fmt::Display for LaunchPlan {
                 "ready: console shows {:?} within {} ms",
                 ready.pattern, ready.timeout_ms
             )?;
+        }
+        if !self.cpus.is_empty() {
+            writeln!(f, "processors {:?}", self.cpus)?;
+        }
+        let Some(isolation) = &self.isolation else {
+            return writeln!(f, "not isolated");
+        };
+        let done = |name: &str, done: bool| format!("{}{name}", if done { "" } else { "no " });
+        writeln!(
+            f,
+            "{}, {}, {}, network {:?}",
+            done("namespaces", isolation.namespaces),
+            done("landlock", isolation.landlock),
+            done("seccomp", isolation.seccomp),
+            isolation.network
+        )?;
+        for visible in &isolation.root {
+            match visible {
+                Visible::Read(path) => writeln!(f, "read {}", path.display())?,
+                Visible::Execute(path) => writeln!(f, "execute {}", path.display())?,
+                Visible::Device(path) => writeln!(f, "device {}", path.display())?,
+                Visible::Link { path, target } => {
+                    writeln!(f, "link {} -> {}", path.display(), target.display())?;
+                }
+            }
         }
         Ok(())
     }

@@ -5,15 +5,18 @@
 //! can at worst cut the last one short, and a step whose line was cut was never begun. Everything the undo needs is in
 //! the lines; nothing is recomputed.
 //!
-//! Version 2 added the times, the memory limit, and the steps from [`Step::Stop`] on; version 1 is read as well.
+//! Version 2 added the times, the memory limit, and the steps from [`Step::Stop`] on; version 3 added [`Step::User`]. Both
+//! earlier ones are read as well.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::lease::Lease;
+
 /// Version written into new records.
-pub const RECORD_VERSION: u32 = 2;
+pub const RECORD_VERSION: u32 = 3;
 
 /// Oldest version that is read.
 pub const RECORD_VERSION_MIN: u32 = 1;
@@ -63,8 +66,13 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Step {
-    /// User ids are leased: this one is QEMU's, the next the supervisor's.
+    /// A pair of user ids is leased: this one is QEMU's, unless [`Step::User`] names another; the next is the supervisor's.
     Uids {
+        /// The first of the pair.
+        uid: u32,
+    },
+    /// The user id that Nomad leased for the task becomes QEMU's.
+    User {
         /// QEMU's user id.
         uid: u32,
     },
@@ -117,6 +125,7 @@ impl Step {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Uids { .. } => "uids",
+            Self::User { .. } => "user",
             Self::RunDirectory { .. } => "run-directory",
             Self::Cgroups { .. } => "cgroups",
             Self::Shim => "shim",
@@ -218,13 +227,34 @@ impl Record {
         self.entries.iter().map(|entry| &entry.step)
     }
 
-    /// QEMU's user id, once it was named. The last one named counts: an earlier one turned out to be taken.
-    #[must_use]
-    pub fn uid(&self) -> Option<u32> {
+    /// The pair of user ids, once it was named. The last one named counts: an earlier one turned out to be taken.
+    fn pair(&self) -> Option<u32> {
         self.steps().rev().find_map(|step| match step {
             Step::Uids { uid } => Some(*uid),
             _ => None,
         })
+    }
+
+    /// The user id that Nomad leased, once it was named.
+    fn user(&self) -> Option<u32> {
+        self.steps().find_map(|step| match step {
+            Step::User { uid } => Some(*uid),
+            _ => None,
+        })
+    }
+
+    /// QEMU's user id and its supervisor's, once they were named.
+    #[must_use]
+    pub fn uids(&self) -> Option<(u32, u32)> {
+        let pair = self.pair()?;
+        Some((self.user().unwrap_or(pair), pair.saturating_add(1)))
+    }
+
+    /// What was leased of user ids.
+    #[must_use]
+    pub fn leases(&self) -> Vec<Lease> {
+        let user = self.user().map(Lease::User);
+        user.into_iter().chain(self.pair().map(Lease::Pair)).collect()
     }
 
     /// The control group leaves, once they were named.
@@ -383,6 +413,7 @@ mod tests {
     fn life() -> Vec<Step> {
         vec![
             Step::Uids { uid: 1_900_000_000 },
+            Step::User { uid: 80_017 },
             Step::RunDirectory {
                 path: "/run/steppe/i/k".into(),
             },
@@ -422,7 +453,8 @@ mod tests {
                 entries
             }
         );
-        assert_eq!(record.uid(), Some(1_900_000_000));
+        assert_eq!(record.uids(), Some((80_017, 1_900_000_001)));
+        assert_eq!(record.leases(), [Lease::User(80_017), Lease::Pair(1_900_000_000)]);
         assert_eq!(record.started_at_unix_ns(), Some(7));
         assert_eq!(record.leaves().len(), 1);
         assert_eq!(record.run_directory(), Some(Path::new("/run/steppe/i/k")));
@@ -434,12 +466,15 @@ mod tests {
     #[test]
     fn fixtures_of_each_version_are_read() {
         let old = Record::parse(include_bytes!("fixtures/record.v1")).unwrap();
-        assert_eq!((old.header.version, old.uid()), (1, Some(1_900_007_544)));
+        let uids = |uid| Some((uid, uid + 1));
+        assert_eq!((old.header.version, old.uids()), (1, uids(1_900_007_544)));
         assert_eq!(old.leaves().len(), 6);
         assert!(old.started_at_unix_ns().is_some() && !old.undo_begun());
         assert!(old.entries.iter().all(|entry| entry.at_unix_ns == 0));
-        let new = Record::parse(include_bytes!("fixtures/record.v2")).unwrap();
-        assert_eq!((new.header.version, new.entries.len()), (2, life().len()));
+        let before = Record::parse(include_bytes!("fixtures/record.v2")).unwrap();
+        assert_eq!((before.header.version, before.uids()), (2, uids(1_900_011_482)));
+        let new = Record::parse(include_bytes!("fixtures/record.v3")).unwrap();
+        assert_eq!((new.header.version, new.entries.len()), (3, life().len()));
         for (entry, step) in new.entries.iter().zip(life()) {
             assert_eq!(entry.step.name(), step.name());
         }
@@ -462,8 +497,9 @@ mod tests {
 
     #[test]
     fn other_versions_and_garbage_are_refused() {
-        for other in [0, 3] {
-            let text = line(&header()).replacen("\"version\":2", &format!("\"version\":{other}"), 1);
+        let version = |number: u32| format!("\"version\":{number}");
+        for other in [0, RECORD_VERSION + 1] {
+            let text = line(&header()).replacen(&version(RECORD_VERSION), &version(other), 1);
             assert!(
                 matches!(Record::parse(text.as_bytes()), Err(RecordError::Version(version)) if version == other)
             );

@@ -5,8 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::lease::Lease;
+use crate::plan::CPU_MAX;
 use crate::vm::{
     Accelerator, Disk, DiskFormat, FileName, FileRoot, Forward, Machine, Mib, Nic, Protocol, Ready, Reboot,
     Vm,
@@ -110,8 +113,16 @@ pub struct NetworkSpec {
 pub struct Allocated {
     /// `resources.memory` in MiB.
     pub memory_mib: i64,
-    /// Number of reserved cores, 0 where the task asked for MHz instead.
-    pub cores: usize,
+    /// `resources.memory_max` in MiB, 0 where the job or the cluster has none.
+    pub memory_max_mib: i64,
+    /// The reserved cores as Nomad lists them (`0,2`); empty where the task asked for MHz instead.
+    pub cores: String,
+    /// The user that the job names, or that Nomad leased (`nomad-80017`); empty where it is nobody.
+    pub user: String,
+    /// Devices of the host that device plugins gave to the task, by path.
+    pub devices: Vec<String>,
+    /// Volumes that Nomad mounts, by their places in the task.
+    pub mounts: Vec<String>,
     /// Ports of the group and of the task.
     pub ports: Vec<AllocatedPort>,
 }
@@ -140,6 +151,8 @@ pub struct Host {
     pub tsc_khz: u32,
     /// Whether the operator allows QEMU's user-mode network.
     pub user_network: bool,
+    /// The user ids that Nomad leases to tasks.
+    pub workload_uids: RangeInclusive<u32>,
 }
 
 /// A machine that may be started, and what was changed in the request.
@@ -253,6 +266,18 @@ pub enum SpecError {
     /// More processors than the machine takes.
     #[error("cores = {0} is more than the {VCPUS_MAX} processors of a machine: ask for fewer")]
     Cores(usize),
+    /// Reserved cores that aren't processor numbers.
+    #[error("the reserved cores {0:?} can't be read: each must be a different number up to {CPU_MAX}")]
+    CoreList(String),
+    /// A user was asked for.
+    #[error("user = {0:?} can't be had: each VM has a user of its own; leave it out")]
+    User(String),
+    /// A device of the host was asked for.
+    #[error("device {0:?} can't be given to a VM: leave the device block out")]
+    HostDevice(String),
+    /// A volume was asked for.
+    #[error("volume_mount {0:?} can't be given to a VM: leave it out, and name disks in disk blocks")]
+    Mount(String),
     /// KVM was asked for.
     #[error(
         "accelerator = \"kvm\" can't be used on this node: {0}; use \"auto\" or \"tcg\", or another node"
@@ -318,7 +343,15 @@ pub fn check(spec: &Spec, allocated: &Allocated, host: &Host) -> Result<Checked,
     };
     let accelerator = accelerator(spec.accelerator.as_deref().unwrap_or("auto"), host)?;
     let memory_mib = memory(allocated.memory_mib, &mut notices)?;
-    let vcpus = match allocated.cores {
+    if allocated.memory_max_mib > allocated.memory_mib {
+        notices.push(format!(
+            "memory_max = {} MiB has no effect: the guest gets memory = {memory_mib} MiB",
+            allocated.memory_max_mib
+        ));
+    }
+    not_the_hosts(allocated, host)?;
+    let cpus = cores(&allocated.cores)?;
+    let vcpus = match cpus.len() {
         0 => 1,
         n if n <= VCPUS_MAX => u32::try_from(n).unwrap_or(1),
         n => return Err(SpecError::Cores(n)),
@@ -349,6 +382,7 @@ pub fn check(spec: &Spec, allocated: &Allocated, host: &Host) -> Result<Checked,
         machine,
         accelerator,
         vcpus,
+        cpus,
         memory_mib,
         kernel,
         initrd,
@@ -359,6 +393,43 @@ pub fn check(spec: &Spec, allocated: &Allocated, host: &Host) -> Result<Checked,
         ready,
     };
     Ok(Checked { vm, notices })
+}
+
+/// What of the host a VM can't be given.
+fn not_the_hosts(allocated: &Allocated, host: &Host) -> Result<(), SpecError> {
+    // A job could name a user of the same form: what Nomad may lease does no harm.
+    let leased = matches!(allocated.user.parse(), Ok(Lease::User(uid)) if host.workload_uids.contains(&uid));
+    if !allocated.user.is_empty() && !leased {
+        return Err(SpecError::User(clip(&allocated.user)));
+    }
+    if let Some(device) = allocated.devices.first() {
+        return Err(SpecError::HostDevice(clip(device)));
+    }
+    match allocated.mounts.first() {
+        Some(mount) => Err(SpecError::Mount(clip(mount))),
+        None => Ok(()),
+    }
+}
+
+/// The kernel's list of processors: numbers and ranges (cpuset(7)).
+fn cores(list: &str) -> Result<Vec<u32>, SpecError> {
+    let wrong = || SpecError::CoreList(clip(list));
+    let mut cores = Vec::new();
+    for part in list.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let first: u32 = first.parse().map_err(|_| wrong())?;
+        let last: u32 = last.parse().map_err(|_| wrong())?;
+        if last > CPU_MAX || first > last {
+            return Err(wrong());
+        }
+        cores.extend(first..=last);
+    }
+    let different: BTreeSet<u32> = cores.iter().copied().collect();
+    if different.len() == cores.len() {
+        Ok(cores)
+    } else {
+        Err(wrong())
+    }
 }
 
 fn word(key: &str, value: &str, allowed: &'static str) -> SpecError {

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use crate::lease::Lease;
 use crate::record::Record;
 
 /// One step of an undo. Idempotent.
@@ -22,8 +23,8 @@ pub enum UndoStep {
     },
     /// Wait until no process has one of the task's user ids: what says that QEMU is dead where there are no control groups.
     WaitUids {
-        /// QEMU's user id, the first of the pair.
-        uid: u32,
+        /// What it holds.
+        leases: Vec<Lease>,
     },
     /// Remove the control groups.
     RemoveCgroups {
@@ -37,8 +38,8 @@ pub enum UndoStep {
     },
     /// Give the user ids back.
     ReleaseUids {
-        /// QEMU's user id, the first of the pair.
-        uid: u32,
+        /// What it holds.
+        leases: Vec<Lease>,
     },
     /// Remove the record, and with it the task's directory: only when everything else is done.
     RemoveRecord,
@@ -84,20 +85,20 @@ pub fn steps(record: Option<&Record>, this_boot: bool) -> Vec<UndoStep> {
     let Some(record) = record else {
         return vec![UndoStep::RemoveRecord];
     };
-    let leaves = record.leaves().to_vec();
+    let (leaves, leases) = (record.leaves().to_vec(), record.leases());
     if this_boot {
         steps.push(UndoStep::EndShim {
             had_guest: record.started_at_unix_ns().is_some(),
         });
-        match (leaves.is_empty(), record.uid()) {
-            (false, _) => {
-                steps.push(UndoStep::KillCgroups {
-                    leaves: leaves.clone(),
-                });
-                steps.push(UndoStep::RemoveCgroups { leaves });
-            }
-            (true, Some(uid)) => steps.push(UndoStep::WaitUids { uid }),
-            (true, None) => {}
+        if !leaves.is_empty() {
+            steps.push(UndoStep::KillCgroups {
+                leaves: leaves.clone(),
+            });
+            steps.push(UndoStep::RemoveCgroups { leaves });
+        } else if !leases.is_empty() {
+            steps.push(UndoStep::WaitUids {
+                leases: leases.clone(),
+            });
         }
     }
     if let Some(path) = record.run_directory() {
@@ -105,9 +106,9 @@ pub fn steps(record: Option<&Record>, this_boot: bool) -> Vec<UndoStep> {
             path: path.to_owned(),
         });
     }
-    // Every id that was named: an earlier one turned out to be somebody else's, who keeps it.
-    if let Some(uid) = record.uid() {
-        steps.push(UndoStep::ReleaseUids { uid });
+    // Not every pair that was named: an earlier one turned out to be somebody else's, who keeps it.
+    if !leases.is_empty() {
+        steps.push(UndoStep::ReleaseUids { leases });
     }
     steps.push(UndoStep::RemoveRecord);
     steps
@@ -123,7 +124,7 @@ mod tests {
 
     #[test]
     fn newest_first_and_the_record_last() {
-        let text = include_str!("fixtures/record.v2");
+        let text = include_str!("fixtures/record.v3");
         let record = Record::parse(text.as_bytes()).unwrap();
         assert_eq!(
             names(&steps(Some(&record), true)),
@@ -144,7 +145,7 @@ mod tests {
 
     #[test]
     fn only_what_was_named_is_taken_back() {
-        let text = include_str!("fixtures/record.v2");
+        let text = include_str!("fixtures/record.v3");
         let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at + 1).collect();
         let of = |lines: usize| {
             names(&steps(
@@ -154,8 +155,9 @@ mod tests {
         };
         assert_eq!(of(1), ["end-shim", "remove-record"]);
         assert_eq!(of(2), ["end-shim", "wait-uids", "release-uids", "remove-record"]);
+        assert_eq!(of(3), of(2));
         assert_eq!(
-            of(3),
+            of(4),
             [
                 "end-shim",
                 "wait-uids",

@@ -18,6 +18,8 @@ pub struct Vm {
     pub accelerator: Accelerator,
     /// Number of virtual processors, at least 1.
     pub vcpus: u32,
+    /// The host's processors that they have to themselves, one each; empty where the job reserved none.
+    pub cpus: Vec<u32>,
     /// Guest memory in MiB, as the guest gets it.
     pub memory_mib: Mib,
     /// The kernel image.

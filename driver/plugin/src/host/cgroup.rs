@@ -1,8 +1,9 @@
 //! Into which control groups do QEMU and its shim go?
 //!
 //! Nomad makes one group per task (on version 1 one per controller); below it we make two leaves, `vm` and `shim`, so that
-//! what kills or limits the one leaves the other alone. The group itself is Nomad's: nothing is written to it, and nothing
-//! in it is killed.
+//! what kills or limits the one leaves the other alone. Of the task's own group we set what Nomad leaves to its drivers: its
+//! share of the processors, on version 2 which controllers the leaves have, on version 1 its reserved processors. In what
+//! tasks share nothing is set, and nothing is killed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,8 +28,8 @@ pub(crate) enum CgroupError {
         #[source]
         source: io::Error,
     },
-    #[error("memory limit {path} can't be set")]
-    Limit {
+    #[error("{path} can't be set")]
+    Set {
         path: PathBuf,
         #[source]
         source: io::Error,
@@ -49,18 +50,29 @@ pub(crate) enum CgroupError {
     NotEmpty { path: PathBuf },
 }
 
-/// The leaves of a task, `vm` and `shim` for each group that Nomad made; none on a host without control groups.
-///
-/// `cpuset_group` is the path Nomad gives: on version 2 the task's group itself, on version 1 a group of the cpuset
-/// controller, from which the others' places follow.
-pub(crate) fn leaves(cpuset_group: &str, alloc_id: &str, task_name: &str) -> Vec<PathBuf> {
+/// The control groups of a task.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Groups {
+    /// Nomad's own, one for each controller on version 1; none on a host without control groups.
+    task: Vec<PathBuf>,
+    /// Ours, `vm` and `shim` in each of them.
+    pub(crate) leaves: Vec<PathBuf>,
+    /// The group of version 1's cpuset controller in which all of the task's processes are to be, beside the leaves.
+    pub(crate) cpuset: Option<PathBuf>,
+}
+
+/// Which groups a task has. `cpuset_group` is the path Nomad gives: on version 2 the task's group itself, on version 1 a
+/// group of the cpuset controller, from which the others' places follow.
+pub(crate) fn groups(cpuset_group: &str, alloc_id: &str, task_name: &str) -> Groups {
     let group = Path::new(cpuset_group);
     if cpuset_group.is_empty() || task_name.contains('/') {
-        return Vec::new();
+        return Groups::default();
     }
-    let parents = if group.join("cgroup.procs").exists() && group.join("cgroup.controllers").exists() {
+    let mut cpuset = None;
+    let task = if group.join("cgroup.procs").exists() && group.join("cgroup.controllers").exists() {
         vec![group.to_owned()]
     } else if let Some((root, _)) = cpuset_group.split_once("/cpuset/") {
+        cpuset = group.join("tasks").exists().then(|| group.to_owned());
         let task = format!("{alloc_id}.{task_name}");
         V1_CONTROLLERS
             .iter()
@@ -70,10 +82,26 @@ pub(crate) fn leaves(cpuset_group: &str, alloc_id: &str, task_name: &str) -> Vec
     } else {
         Vec::new()
     };
-    parents
-        .iter()
-        .flat_map(|parent| [parent.join("vm"), parent.join("shim")])
-        .collect()
+    Groups {
+        leaves: task
+            .iter()
+            .flat_map(|parent| [parent.join("vm"), parent.join("shim")])
+            .collect(),
+        task,
+        cpuset,
+    }
+}
+
+/// Which version of control groups this host has: `v1`, `v2` or `none`.
+pub(crate) fn version() -> &'static str {
+    let root = Path::new("/sys/fs/cgroup");
+    if root.join("cgroup.controllers").exists() {
+        "v2"
+    } else if root.join("memory").join("tasks").exists() {
+        "v1"
+    } else {
+        "none"
+    }
 }
 
 /// Whether a leaf is for QEMU (the others are for the shim).
@@ -81,10 +109,38 @@ pub(crate) fn is_vm(leaf: &Path) -> bool {
     leaf.file_name().is_some_and(|name| name == "vm")
 }
 
-/// Makes the leaves, those that are there stay, and limits QEMU's memory; false where no group has a memory controller.
-pub(crate) fn make(leaves: &[PathBuf], memory_bytes: u64) -> Result<bool, CgroupError> {
+/// What a task may take of its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share<'a> {
+    /// Limit of QEMU's memory.
+    pub(crate) memory_bytes: u64,
+    /// Weight against other tasks where processors are scarce, in MHz as Nomad counts them; 0 or less: none is set.
+    pub(crate) cpu_shares: i64,
+    /// The processors that Nomad reserved for the task.
+    pub(crate) cpus: &'a [u32],
+}
+
+/// Makes the leaves, those that are there stay, and sets what the task may take; false where no group has a memory
+/// controller.
+pub(crate) fn make(groups: &Groups, share: &Share<'_>) -> Result<bool, CgroupError> {
+    for group in &groups.task {
+        // Version 2: controllers are handed down one level at a time. A host may lack one, which is found out below.
+        for controller in ["+memory", "+cpu"] {
+            let _lacking = set_if_there(group, "cgroup.subtree_control", controller);
+        }
+        if share.cpu_shares > 0 {
+            let shares = share.cpu_shares.cast_unsigned();
+            set_if_there(group, "cpu.shares", &shares.clamp(SHARES.0, SHARES.1).to_string())?;
+            set_if_there(group, "cpu.weight", &weight(shares).to_string())?;
+        }
+    }
+    // A group of this task alone, which nothing can join before it has processors.
+    if let Some(cpuset) = groups.cpuset.as_deref().filter(|_| !share.cpus.is_empty()) {
+        let list: Vec<String> = share.cpus.iter().map(u32::to_string).collect();
+        set_if_there(cpuset, "cpuset.cpus", &list.join(","))?;
+    }
     let mut limited = false;
-    for leaf in leaves {
+    for leaf in &groups.leaves {
         match std::fs::create_dir(leaf) {
             Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(CgroupError::Make {
@@ -95,21 +151,53 @@ pub(crate) fn make(leaves: &[PathBuf], memory_bytes: u64) -> Result<bool, Cgroup
             _ => {}
         }
         if is_vm(leaf) {
-            limited |= limit_memory(leaf, memory_bytes)?;
+            limited |= limit_memory(leaf, share.memory_bytes)?;
         }
     }
     Ok(limited)
+}
+
+/// Sets a value where a group has one of that name; whether it has.
+fn set_if_there(group: &Path, name: &str, value: &str) -> Result<bool, CgroupError> {
+    let path = group.join(name);
+    if !path.exists() {
+        return Ok(false);
+    }
+    match std::fs::write(&path, value) {
+        Ok(()) => Ok(true),
+        Err(source) => Err(CgroupError::Set { path, source }),
+    }
+}
+
+/// Bounds of version 1's `cpu.shares` (the kernel's MIN_SHARES and MAX_SHARES).
+const SHARES: (u64, u64) = (2, 262_144);
+
+/// Bounds of version 2's `cpu.weight`.
+const WEIGHT: (u64, u64) = (1, 10_000);
+
+/// Version 2's weight for version 1's shares, by the formula of the container runtimes' library that Nomad's own drivers use
+/// (opencontainers/cgroups, `ConvertCPUSharesToCgroupV2Value`): tasks of all drivers must be weighed on the same scale.
+fn weight(shares: u64) -> u64 {
+    if shares <= SHARES.0 {
+        return WEIGHT.0;
+    }
+    if shares >= SHARES.1 {
+        return WEIGHT.1;
+    }
+    let shares = u32::try_from(shares).unwrap_or(u32::MAX);
+    let log = f64::from(shares).log2();
+    let weight = 10f64.powf((log * log + 125.0 * log) / 612.0 - 7.0 / 34.0).ceil();
+    // Counted up, because the bounds are small and a conversion of floating point is not exact by type.
+    (WEIGHT.0..=WEIGHT.1)
+        .find(|n| u32::try_from(*n).is_ok_and(|n| f64::from(n) >= weight))
+        .unwrap_or(WEIGHT.1)
 }
 
 /// Version 1 and version 2 have different files, and only the memory controller's group has either.
 fn limit_memory(leaf: &Path, bytes: u64) -> Result<bool, CgroupError> {
     let mut limited = false;
     for name in ["memory.limit_in_bytes", "memory.max"] {
-        let path = leaf.join(name);
-        if path.exists() {
-            std::fs::write(&path, bytes.to_string()).map_err(|source| CgroupError::Limit { path, source })?;
-            limited = true;
-        }
+        limited |= set_if_there(leaf, name, &bytes.to_string())?;
     }
     Ok(limited)
 }
@@ -185,44 +273,88 @@ mod tests {
         let root = root.path();
         for directory in [
             "cpuset/nomad/share",
+            "cpuset/nomad/reserve/a.vm",
             "memory/nomad/a.vm",
             "freezer/nomad/a.vm",
             "v2/a.vm.scope",
         ] {
             std::fs::create_dir_all(root.join(directory)).unwrap();
         }
-        for file in ["memory/nomad/a.vm/tasks", "freezer/nomad/a.vm/tasks"] {
+        for file in [
+            "memory/nomad/a.vm/tasks",
+            "freezer/nomad/a.vm/tasks",
+            "cpuset/nomad/share/tasks",
+            "cpuset/nomad/reserve/a.vm/tasks",
+            "cpuset/nomad/reserve/a.vm/cpuset.cpus",
+        ] {
             std::fs::write(root.join(file), "").unwrap();
         }
-        for file in ["cgroup.procs", "cgroup.controllers"] {
+        for file in [
+            "cgroup.procs",
+            "cgroup.controllers",
+            "cgroup.subtree_control",
+            "cpu.weight",
+        ] {
             std::fs::write(root.join("v2/a.vm.scope").join(file), "").unwrap();
         }
         let path = |tail: &str| root.join(tail).to_str().unwrap().to_owned();
-        let v1 = leaves(&path("cpuset/nomad/share"), "a", "vm");
+        let v1 = groups(&path("cpuset/nomad/share"), "a", "vm");
         let expected = [
             "freezer/nomad/a.vm/vm",
             "freezer/nomad/a.vm/shim",
             "memory/nomad/a.vm/vm",
             "memory/nomad/a.vm/shim",
         ];
-        assert_eq!(v1, expected.map(|tail| root.join(tail)));
-        let v2 = leaves(&path("v2/a.vm.scope"), "a", "vm");
+        assert_eq!(v1.leaves, expected.map(|tail| root.join(tail)));
+        assert_eq!(v1.cpuset, Some(root.join("cpuset/nomad/share")));
+        for nothing in ["", "/does/not/exist", &path("cpuset/nomad/share")] {
+            assert_eq!(groups(nothing, "a", "../escape"), Groups::default());
+        }
+
+        let share = Share {
+            memory_bytes: 1 << 20,
+            cpu_shares: 1024,
+            cpus: &[],
+        };
+        // What tasks share is not written to.
+        assert!(!make(&v1, &share).unwrap());
+        assert!(!root.join("cpuset/nomad/share/cpuset.cpus").exists());
+        let reserved = groups(&path("cpuset/nomad/reserve/a.vm"), "a", "vm");
+        let two = Share {
+            cpus: &[2, 5],
+            ..share
+        };
+        assert!(!make(&reserved, &two).unwrap());
+        let cpus = root.join("cpuset/nomad/reserve/a.vm/cpuset.cpus");
+        assert_eq!(std::fs::read_to_string(cpus).unwrap(), "2,5");
+
+        let v2 = groups(&path("v2/a.vm.scope"), "a", "vm");
         assert_eq!(
-            v2,
+            v2.leaves,
             ["vm", "shim"].map(|leaf| root.join("v2/a.vm.scope").join(leaf))
         );
-        for nothing in ["", "/does/not/exist", &path("cpuset/nomad/share")] {
-            assert_eq!(leaves(nothing, "a", "../escape"), Vec::<PathBuf>::new());
-        }
-        assert!(!make(&v2, 1 << 20).unwrap());
-        std::fs::write(v2[0].join("memory.max"), "max\n").unwrap();
-        assert!(make(&v2, 1 << 20).unwrap());
-        let limit = std::fs::read_to_string(v2[0].join("memory.max")).unwrap();
+        assert_eq!(v2.cpuset, None);
+        assert!(!make(&v2, &share).unwrap());
+        let weight = std::fs::read_to_string(root.join("v2/a.vm.scope/cpu.weight")).unwrap();
+        assert_eq!(weight, "100");
+        std::fs::write(v2.leaves[0].join("memory.max"), "max\n").unwrap();
+        assert!(make(&v2, &share).unwrap());
+        let limit = std::fs::read_to_string(v2.leaves[0].join("memory.max")).unwrap();
         assert_eq!(limit, "1048576");
-        std::fs::remove_file(v2[0].join("memory.max")).unwrap();
-        assert!(v2[0].is_dir());
-        remove(&v2).unwrap();
-        remove(&v2).unwrap();
-        assert!(!v2[0].exists());
+        std::fs::remove_file(v2.leaves[0].join("memory.max")).unwrap();
+        assert!(v2.leaves[0].is_dir());
+        remove(&v2.leaves).unwrap();
+        remove(&v2.leaves).unwrap();
+        assert!(!v2.leaves[0].exists());
+    }
+
+    #[test]
+    fn shares_become_weights_as_for_nomads_own_drivers() {
+        // Fixed points of the formula: the least, the default, the most.
+        for (shares, expected) in [(0, 1), (2, 1), (1024, 100), (262_144, 10_000), (u64::MAX, 10_000)] {
+            assert_eq!(weight(shares), expected, "{shares}");
+        }
+        let all: Vec<u64> = (1..18).map(|bit| weight(1 << bit)).collect();
+        assert!(all.is_sorted(), "{all:?}");
     }
 }

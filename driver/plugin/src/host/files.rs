@@ -26,6 +26,8 @@ pub(crate) struct Places {
     kernel: PathBuf,
     initrd: PathBuf,
     kernel_name: FileName,
+    /// Largest size in bytes that a disk of the machine may need on this host.
+    pub(crate) file_bytes: u64,
 }
 
 impl Places {
@@ -134,8 +136,9 @@ pub(crate) fn check(vm: &Vm, roots: &Roots) -> Result<Places, FileError> {
             needed,
         });
     }
+    let mut file_bytes = 0;
     for disk in &vm.disks {
-        check_disk(disk, roots)?;
+        file_bytes = file_bytes.max(check_disk(disk, roots)?);
     }
     Ok(Places {
         task: roots.task.clone(),
@@ -143,10 +146,19 @@ pub(crate) fn check(vm: &Vm, roots: &Roots) -> Result<Places, FileError> {
         kernel: kernel_place,
         initrd: initrd_place,
         kernel_name: vm.kernel.clone(),
+        file_bytes,
     })
 }
 
-fn check_disk(disk: &Disk, roots: &Roots) -> Result<(), FileError> {
+/// Room for the tables of a qcow2 file besides its data: QEMU takes one part in 8000 for a disk that is written in order, and
+/// more for one whose clusters come and go.
+const QCOW2_TABLES_SHARE: u64 = 8;
+
+/// The same for a small one.
+const QCOW2_TABLES_MIN_BYTES: u64 = 64 << 20;
+
+/// Checks a disk; says how large its file may become.
+fn check_disk(disk: &Disk, roots: &Roots) -> Result<u64, FileError> {
     let role = format!("disk {:?}:", disk.name);
     let (_, mut file) = open(&role, &disk.file, roots, !disk.read_only)?;
     let name = disk.file.to_string();
@@ -155,18 +167,16 @@ fn check_disk(disk: &Disk, roots: &Roots) -> Result<(), FileError> {
         name: name.clone(),
         error,
     };
+    let length = file
+        .metadata()
+        .map_err(|source| FileError::Read {
+            role,
+            name: name.clone(),
+            source,
+        })?
+        .len();
     match disk.format {
-        DiskFormat::Raw => {
-            let length = file
-                .metadata()
-                .map_err(|source| FileError::Read {
-                    role,
-                    name: name.clone(),
-                    source,
-                })?
-                .len();
-            let _raw = disk::inspect_raw(length).map_err(wrong)?;
-        }
+        DiskFormat::Raw => disk::inspect_raw(length).map(|raw| raw.bytes).map_err(wrong),
         DiskFormat::Qcow2 => {
             let header = disk::inspect_qcow2(&mut file).map_err(wrong)?;
             let other = [("backing file", header.backing), ("data file", header.data_file)];
@@ -179,9 +189,10 @@ fn check_disk(disk: &Disk, roots: &Roots) -> Result<(), FileError> {
                     other,
                 });
             }
+            let tables = header.virtual_bytes / QCOW2_TABLES_SHARE + QCOW2_TABLES_MIN_BYTES;
+            Ok(header.virtual_bytes.max(length).saturating_add(tables))
         }
     }
-    Ok(())
 }
 
 /// Opens a named file without leaving its directory; says beneath which directory it was found.

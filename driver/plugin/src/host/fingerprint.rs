@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use steppe_vm::memory;
 use steppe_vm::vm::Accelerator;
 
-use crate::config::AcceleratorOption;
-use crate::host::chain;
+use crate::config::{AcceleratorOption, Hardening};
+use crate::host::{cgroup, chain};
 use crate::instance::Instance;
 
 /// How long QEMU may take to say its version.
@@ -92,6 +92,11 @@ pub(crate) fn look(instance: &Instance, orphans: &[String], versions: &mut Versi
             "microvm-shim is missing: install it beside the plugin, or set the plugin option shim".to_owned(),
         ));
     }
+    let able = instance.able();
+    let missing = able.kernel.missing();
+    if instance.options.hardening == Hardening::Required && !missing.is_empty() {
+        return nothing(Health::Unhealthy(lacks(&missing)));
+    }
     let kvm = instance.kvm();
     let accelerator = match (instance.options.accelerator, &kvm) {
         (AcceleratorOption::Kvm, Err(reason)) => {
@@ -122,6 +127,15 @@ pub(crate) fn look(instance: &Instance, orphans: &[String], versions: &mut Versi
                 .into(),
             ),
         ),
+        ("driver.microvm.hardening", Value::Text(hardening(&missing))),
+        (
+            "driver.microvm.landlock_abi",
+            Value::Integer(able.kernel.landlock_abi.into()),
+        ),
+        (
+            "driver.microvm.cgroups",
+            Value::Text(cgroup::version().to_owned()),
+        ),
         // Rounded: two measurements of the same clock differ in the last digits.
         (
             "driver.microvm.tsc_mhz",
@@ -142,6 +156,23 @@ pub(crate) fn look(instance: &Instance, orphans: &[String], versions: &mut Versi
     Fingerprint {
         health: Health::Healthy(description),
         attributes,
+    }
+}
+
+/// Why a kernel that lacks something is not good enough.
+pub(crate) fn lacks(missing: &[&str]) -> String {
+    format!(
+        "this kernel has no {}, and the plugin option hardening is \"required\": use another kernel, or \"best\"",
+        missing.join(" and no ")
+    )
+}
+
+/// How far QEMU is kept from the host.
+pub(crate) fn hardening(missing: &[&str]) -> String {
+    if missing.is_empty() {
+        "full".to_owned()
+    } else {
+        format!("partial: without {}", missing.join(", without "))
     }
 }
 

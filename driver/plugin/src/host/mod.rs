@@ -3,7 +3,9 @@
 pub(crate) mod cgroup;
 pub(crate) mod files;
 pub(crate) mod fingerprint;
+pub(crate) mod isolation;
 pub(crate) mod kvm;
+pub(crate) mod memory;
 pub(crate) mod records;
 pub(crate) mod state_dir;
 pub(crate) mod stats;

@@ -1,14 +1,17 @@
 //! Which user ids does a VM get, and how is it made sure that no other VM has them?
 //!
-//! Each VM has a pair: an even offset for QEMU, the next for its supervisor. A lease is a symbolic link named by the id;
-//! making one is atomic and carries its owner, `<instance>/<task key>`, in the same step. The directory is shared by all
-//! driver instances with the same `run_dir`.
+//! Each VM has a pair: an even offset for QEMU, the next for its supervisor. Where Nomad leased a user for the task, QEMU
+//! gets that one instead; it is held in the same way, because two agents on one host may hand out the same. A lease is a
+//! symbolic link; making one is atomic and carries its owner, `<instance>/<task key>`, in the same step. The directory is
+//! shared by all driver instances with the same `run_dir`.
 
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use steppe_vm::lease::Lease;
 
 /// Pause between two looks at the processes.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
@@ -19,7 +22,7 @@ pub(crate) enum LeaseError {
     #[error("all user ids of vm_uids are in use: widen the plugin option or stop a VM")]
     Exhausted,
     #[error("a process of user {0} does not end")]
-    InUse(u32),
+    InUse(Lease),
     #[error("user id lease {path} can't be made")]
     Io {
         path: PathBuf,
@@ -41,13 +44,18 @@ pub(crate) fn candidate(
     });
     (0..pairs)
         .map(|n| range.start() + (start.wrapping_add(n) % pairs) * 2)
-        .find(|uid| std::fs::symlink_metadata(link(directory, *uid)).is_err())
+        .find(|uid| is_free(directory, Lease::Pair(*uid)))
         .ok_or(LeaseError::Exhausted)
 }
 
-/// Leases a pair; false if somebody else was faster.
-pub(crate) fn lease(directory: &Path, uid: u32, owner: &str) -> Result<bool, LeaseError> {
-    let path = link(directory, uid);
+/// Whether nobody holds a lease.
+pub(crate) fn is_free(directory: &Path, lease: Lease) -> bool {
+    std::fs::symlink_metadata(link(directory, lease)).is_err()
+}
+
+/// Takes a lease; false if somebody else was faster.
+pub(crate) fn take(directory: &Path, lease: Lease, owner: &str) -> Result<bool, LeaseError> {
+    let path = link(directory, lease);
     std::fs::create_dir_all(directory).map_err(|source| LeaseError::Io {
         path: directory.to_owned(),
         source,
@@ -59,20 +67,20 @@ pub(crate) fn lease(directory: &Path, uid: u32, owner: &str) -> Result<bool, Lea
     }
 }
 
-/// Waits until no process has one of a pair's ids, at most so long.
-pub(crate) fn wait_unused(uid: u32, timeout: Duration) -> Result<(), LeaseError> {
+/// Waits until no process has one of a lease's ids, at most so long.
+pub(crate) fn wait_unused(lease: Lease, timeout: Duration) -> Result<(), LeaseError> {
     let deadline = Instant::now() + timeout;
-    while in_use(uid) {
+    while in_use(lease) {
         if Instant::now() >= deadline {
-            return Err(LeaseError::InUse(uid));
+            return Err(LeaseError::InUse(lease));
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
     Ok(())
 }
 
-/// Whether a process has one of a pair's ids.
-pub(crate) fn in_use(uid: u32) -> bool {
+/// Whether a process has one of a lease's ids.
+pub(crate) fn in_use(lease: Lease) -> bool {
     // Where processes can't be listed, nothing proves that there is none.
     let Ok(mut processes) = std::fs::read_dir("/proc") else {
         return true;
@@ -81,7 +89,7 @@ pub(crate) fn in_use(uid: u32) -> bool {
         let Ok(entry) = entry else { return true };
         // The owner of a process's directory is its effective user. One that is gone by now has none.
         let owner = entry.metadata().map(|data| data.uid());
-        owner.is_ok_and(|owner| owner == uid || owner == uid + 1) && !is_zombie(&entry.path())
+        owner.is_ok_and(|owner| lease.ids().contains(&owner)) && !is_zombie(&entry.path())
     })
 }
 
@@ -93,26 +101,26 @@ fn is_zombie(process: &Path) -> bool {
         .is_some_and(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('Z' | 'X')))
 }
 
-/// Whether a pair is leased by this owner.
-pub(crate) fn is_leased_by(directory: &Path, uid: u32, owner: &str) -> bool {
-    std::fs::read_link(link(directory, uid)).is_ok_and(|holder| holder == Path::new(owner))
+/// Whether a lease is this owner's.
+pub(crate) fn is_held_by(directory: &Path, lease: Lease, owner: &str) -> bool {
+    std::fs::read_link(link(directory, lease)).is_ok_and(|holder| holder == Path::new(owner))
 }
 
-/// All pairs that a driver instance has leased, each with the task's key.
-pub(crate) fn leased_by(directory: &Path, instance: &str) -> Vec<(u32, String)> {
+/// All leases of a driver instance, each with the task's key.
+pub(crate) fn held_by(directory: &Path, instance: &str) -> Vec<(Lease, String)> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let of_instance = |entry: std::fs::DirEntry| {
-        let uid = entry.file_name().to_str()?.parse().ok()?;
+        let lease = entry.file_name().to_str()?.parse().ok()?;
         let owner = std::fs::read_link(entry.path()).ok()?;
         let (holder, key) = owner.to_str()?.split_once('/')?;
-        (holder == instance).then(|| (uid, key.to_owned()))
+        (holder == instance).then(|| (lease, key.to_owned()))
     };
     entries.filter_map(of_instance).collect()
 }
 
-/// Gives a pair back, if it is this owner's.
-pub(crate) fn release(directory: &Path, uid: u32, owner: &str) -> Result<(), LeaseError> {
-    let path = link(directory, uid);
+/// Gives a lease back, if it is this owner's.
+pub(crate) fn release(directory: &Path, lease: Lease, owner: &str) -> Result<(), LeaseError> {
+    let path = link(directory, lease);
     match std::fs::read_link(&path) {
         Ok(holder) if holder == Path::new(owner) => {
             std::fs::remove_file(&path).map_err(|source| LeaseError::Io { path, source })
@@ -121,8 +129,8 @@ pub(crate) fn release(directory: &Path, uid: u32, owner: &str) -> Result<(), Lea
     }
 }
 
-fn link(directory: &Path, uid: u32) -> PathBuf {
-    directory.join(uid.to_string())
+fn link(directory: &Path, lease: Lease) -> PathBuf {
+    directory.join(lease.to_string())
 }
 
 #[cfg(test)]
@@ -137,7 +145,7 @@ mod tests {
         let mut leased = Vec::new();
         for owner in ["i/a", "i/b", "i/c"] {
             let uid = candidate(&directory, &range, owner).unwrap();
-            assert!(lease(&directory, uid, owner).unwrap());
+            assert!(take(&directory, Lease::Pair(uid), owner).unwrap());
             leased.push(uid);
         }
         leased.sort_unstable();
@@ -146,15 +154,20 @@ mod tests {
             candidate(&directory, &range, "i/d"),
             Err(LeaseError::Exhausted)
         ));
-        assert!(!lease(&directory, 1002, "i/d").unwrap());
-        release(&directory, 1002, "i/d").unwrap();
+        assert!(!take(&directory, Lease::Pair(1002), "i/d").unwrap());
+        release(&directory, Lease::Pair(1002), "i/d").unwrap();
+        let user = Lease::User(1002);
+        assert!(is_free(&directory, user) && take(&directory, user, "i/a").unwrap());
+        assert!(!is_free(&directory, user) && is_held_by(&directory, user, "i/a"));
+        assert!(held_by(&directory, "i").contains(&(user, "a".to_owned())));
+        release(&directory, user, "i/a").unwrap();
         assert!(matches!(
             candidate(&directory, &range, "i/d"),
             Err(LeaseError::Exhausted)
         ));
         for owner in ["i/a", "i/b", "i/c"] {
             for uid in &leased {
-                release(&directory, *uid, owner).unwrap();
+                release(&directory, Lease::Pair(*uid), owner).unwrap();
             }
         }
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);

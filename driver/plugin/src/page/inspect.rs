@@ -140,6 +140,7 @@ fn memory_bytes(record: &Record) -> Option<u64> {
 fn details(step: &Step) -> String {
     match step {
         Step::Uids { uid } => format!("{uid} for QEMU, {} for its supervisor", uid.saturating_add(1)),
+        Step::User { uid } => format!("{uid}, which Nomad leased, for QEMU instead"),
         Step::RunDirectory { path } => path.display().to_string(),
         Step::Cgroups { leaves, memory_bytes } => {
             let limit = memory_bytes.map_or_else(String::new, |bytes| {
@@ -274,7 +275,7 @@ pub(super) fn json(state_dir: &Path, inspection: &Inspection) -> String {
         this_boot: seen.this_boot,
         created_at: header.and_then(|header| text::time(header.created_at_unix_ns)),
         started_at: record.and_then(Record::started_at_unix_ns).and_then(text::time),
-        supervisor_uid: record.and_then(Record::uid).map(|uid| uid.saturating_add(1)),
+        supervisor_uid: record.and_then(Record::uids).map(|(_, supervisor)| supervisor),
         run_directory: record.and_then(Record::run_directory).map(path),
         control_groups: record
             .map(Record::leaves)
@@ -380,11 +381,8 @@ fn whose(page: &mut Page, seen: &Seen) {
         &pids.map(|(name, pid)| format!("{name} {pid}")).join(", "),
     );
     if let Some(record) = seen.record() {
-        if let Some(uid) = record.uid() {
-            page.pair(
-                "user ids",
-                &format!("{uid} QEMU, {} its supervisor", uid.saturating_add(1)),
-            );
+        if let Some((qemu, supervisor)) = record.uids() {
+            page.pair("user ids", &format!("{qemu} QEMU, {supervisor} its supervisor"));
         }
         let limit = memory_bytes(record).map(|bytes| format!("{} ({bytes} bytes)", mebibytes(bytes)));
         page.pair("memory limit", &number(limit));
@@ -502,6 +500,8 @@ pub(super) mod tests {
             uid: 1_900_011_482,
             gid: 108,
             ready: None,
+            cpus: Vec::new(),
+            isolation: None,
         }
     }
 
@@ -537,7 +537,7 @@ TASK {ALLOC}.1d2c3b4a
   control group /sys/fs/cgroup/memory/nomad/a.vm/shim
 
 STEPS, each written down before it was done
-  1  2026-07-25T17:20:00.000Z  record         version 2
+  1  2026-07-25T17:20:00.000Z  record         version 3
   2  2026-07-25T17:20:01.000Z  uids           1900011482 for QEMU, 1900011483 for its supervisor
   3  2026-07-25T17:20:02.000Z  run-directory  /run/steppe/i/k
   4  2026-07-25T17:20:03.000Z  cgroups        2 leaves, memory limit 261.0 MiB
@@ -554,6 +554,7 @@ LAUNCH PLAN
   /usr/bin/qemu-system-x86_64 (uid 1900011482 gid 108)
     -append
     console=ttyS0 quiet token=geheim
+  not isolated
 "
         );
         assert_eq!(page(&inspection(running(true))), expected);

@@ -51,7 +51,10 @@ impl Row {
             state: state.word(),
             cause: state.cause(),
             since: text::time(seen.since_unix_ns()),
-            uid: seen.record().and_then(steppe_vm::record::Record::uid),
+            uid: seen
+                .record()
+                .and_then(steppe_vm::record::Record::uids)
+                .map(|(qemu, _)| qemu),
             qemu_pid: seen.qemu_pid(),
             shim_pid: seen.shim_pid,
             directory: seen.directory.to_string_lossy().into_owned(),

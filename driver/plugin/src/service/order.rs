@@ -21,6 +21,7 @@ pub(super) fn order(config: &TaskConfig) -> Order {
         stdout: config.stdout_path.clone(),
         stderr: config.stderr_path.clone(),
         cgroup: linux.map(|linux| linux.cpuset_cgroup.clone()).unwrap_or_default(),
+        cpu_shares: linux.map_or(0, |linux| linux.cpu_shares),
         allocated: allocated(config),
         config: config.msgpack_driver_config.clone(),
     }
@@ -59,20 +60,23 @@ fn allocated(config: &TaskConfig) -> Allocated {
                 }),
         );
     }
+    let memory = allocated.and_then(|allocated| allocated.memory.as_ref());
     let linux = resources.linux_resources.as_ref();
-    let cores = linux.map_or(0, |linux| {
-        linux
-            .cpuset_cpus
-            .split(',')
-            .filter(|core| !core.trim().is_empty())
-            .count()
-    });
-    let memory_mib = allocated
-        .and_then(|allocated| allocated.memory.as_ref())
-        .map_or(0, |memory| memory.memory_mb);
     Allocated {
-        memory_mib,
-        cores,
+        memory_mib: memory.map_or(0, |memory| memory.memory_mb),
+        memory_max_mib: memory.map_or(0, |memory| memory.memory_max_mb),
+        cores: linux.map_or_else(String::new, |linux| linux.cpuset_cpus.clone()),
+        user: config.user.clone(),
+        devices: config
+            .devices
+            .iter()
+            .map(|device| device.host_path.clone())
+            .collect(),
+        mounts: config
+            .mounts
+            .iter()
+            .map(|mount| mount.task_path.clone())
+            .collect(),
         ports,
     }
 }

@@ -54,7 +54,8 @@ impl Rpc for Service {
             must_create_network: false,
             mount_configs: wire::driver_capabilities::MountConfigs::NoMounts.into(),
             disable_log_collection: false,
-            dynamic_workload_users: false,
+            // QEMU runs as a user of its task's own in any case; where Nomad has one to give, as that.
+            dynamic_workload_users: true,
         };
         Ok(Response::new(wire::CapabilitiesResponse {
             capabilities: Some(capabilities),

@@ -47,6 +47,8 @@ pub(crate) struct Order {
     pub(crate) stderr: String,
     /// The control group that Nomad names, may be empty.
     pub(crate) cgroup: String,
+    /// The task's share of the processors, in MHz.
+    pub(crate) cpu_shares: i64,
     /// What the scheduler gave.
     pub(crate) allocated: Allocated,
     /// The task's `config` block, MessagePack.

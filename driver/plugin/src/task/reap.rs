@@ -245,7 +245,7 @@ fn look(driver: &Driver) -> Result<Look, Failure> {
         }
     }
     let leases = instance.options.run_dir.join(UIDS);
-    for (uid, key) in uids::leased_by(&leases, state.instance()) {
+    for (lease, key) in uids::held_by(&leases, state.instance()) {
         if keys.contains(&key) || driver.tasks.is_busy(&key) || !is_key(&key) {
             continue;
         }
@@ -254,9 +254,9 @@ fn look(driver: &Driver) -> Result<Look, Failure> {
         if !matches!(undo.directory.try_exists(), Ok(false)) {
             continue;
         }
-        if !uids::in_use(uid) {
-            tracing::info!(uid, key, "user ids of a task that is gone are given back");
-            drop(uids::release(&leases, uid, &undo.owner()));
+        if !uids::in_use(lease) {
+            tracing::info!(%lease, key, "user ids of a task that is gone are given back");
+            drop(uids::release(&leases, lease, &undo.owner()));
             drop(std::fs::remove_dir_all(&undo.run_directory));
             continue;
         }
@@ -265,7 +265,7 @@ fn look(driver: &Driver) -> Result<Look, Failure> {
             undo: None,
             seen: Seen::Unreadable,
             record: None,
-            reason: format!("it has user id {uid}, but its directory is gone"),
+            reason: format!("it has user ids {lease}, but its directory is gone"),
         });
     }
     Ok(look)

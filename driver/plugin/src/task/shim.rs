@@ -29,6 +29,7 @@ const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 /// Numbers of the descriptors that the shim inherits, as its options name them.
 const CLIENT_FD: i32 = 3;
 const LOCK_FD: i32 = 4;
+const NETWORK_FD: i32 = 5;
 
 /// What the plugin knows of a VM through its shim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +119,8 @@ pub(crate) struct Command<'a> {
     pub(crate) log: File,
     /// A locked file, which stays locked as long as the shim lives.
     pub(crate) lock: OwnedFd,
+    /// An empty network namespace for QEMU.
+    pub(crate) network: Option<&'a OwnedFd>,
 }
 
 impl Shim {
@@ -165,7 +168,7 @@ impl Shim {
                 process.arg(name).arg(leaf);
             }
         }
-        let mappings = vec![
+        let mut mappings = vec![
             FdMapping {
                 parent_fd: theirs.into(),
                 child_fd: CLIENT_FD,
@@ -175,6 +178,13 @@ impl Shim {
                 child_fd: LOCK_FD,
             },
         ];
+        if let Some(network) = command.network {
+            process.args(["--net-fd", &NETWORK_FD.to_string()]);
+            mappings.push(FdMapping {
+                parent_fd: network.try_clone()?,
+                child_fd: NETWORK_FD,
+            });
+        }
         process
             .fd_mappings(mappings)
             .map_err(|error| io::Error::other(error.to_string()))?;

@@ -11,20 +11,24 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use steppe_points::reach;
-use steppe_vm::Vm;
 use steppe_vm::control::{Request, State};
 use steppe_vm::exit::{Cause, Reason, WaitStatus};
+use steppe_vm::lease::Lease;
+use steppe_vm::plan::Isolation;
 use steppe_vm::record::{Header, RECORD_VERSION, Record, Step, task_key};
 use steppe_vm::vm::{Accelerator, Ready};
+use steppe_vm::{Vm, memory};
 
 use super::shim::{Command, Shim, View};
 use super::undo::{self, Undo, undo_of};
 use super::{Ended, Failure, Order, Task, blocking, follow};
-use crate::config;
+use crate::config::{self, Hardening};
+use crate::host::cgroup::{self, Groups, Share};
 use crate::host::files::{self, Places, Roots};
+use crate::host::fingerprint::{self, lacks};
 use crate::host::records::{self, RecordFile};
 use crate::host::state_dir::{StateDir, make_private};
-use crate::host::{cgroup, chain, kvm, uids, unix_ns};
+use crate::host::{chain, isolation, kvm, memory as host_memory, uids, unix_ns};
 use crate::instance::Instance;
 use crate::service::Driver;
 
@@ -90,14 +94,17 @@ struct Prepared {
     notices: Vec<String>,
     /// What the start waits for.
     ready: Option<Ready>,
+    /// An empty network namespace.
+    network: Option<Arc<OwnedFd>>,
     /// Held until the shim has opened its own.
     _logs: Option<Logs>,
 }
 
 /// What the steps before the shim's start leave for it.
 struct ShimStart {
+    /// The supervisor's user id.
     uid: u32,
-    leaves: Vec<PathBuf>,
+    groups: Groups,
     log: File,
     lock: OwnedFd,
 }
@@ -149,7 +156,15 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
         ))
     };
     let qemu = instance.qemu().ok_or_else(|| missing("QEMU"))?;
+    // Links lead to places that are not there in QEMU's own root.
+    let qemu = std::fs::canonicalize(&qemu).unwrap_or(qemu);
     let program = instance.shim().ok_or_else(|| missing("microvm-shim"))?;
+    let able = instance.able();
+    let lacking = able.kernel.missing();
+    if instance.options.hardening == Hardening::Required && !lacking.is_empty() {
+        return Err(Failure::Denied(lacks(&lacking)));
+    }
+    memory_for(&checked.vm)?;
 
     let header = Header {
         version: RECORD_VERSION,
@@ -167,6 +182,7 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
     let machine = Machine {
         vm: &checked.vm,
         places: &places,
+        isolation: isolation::isolation(&able, &checked.vm, &qemu, &instance.options.qemu_paths),
         qemu,
     };
     reach("start.record.before", &key);
@@ -174,6 +190,12 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
         RecordFile::create(&undo.directory, &header).map_err(|error| Failure::retryable(&error))?;
     reach("start.record.after", &key);
     let mut notices = checked.notices;
+    if !lacking.is_empty() {
+        notices.push(format!(
+            "hardening of this VM is {}",
+            fingerprint::hardening(&lacking)
+        ));
+    }
     match set_up(instance, order, &undo, &key, &machine, &mut record, &mut notices) {
         Ok(shim) => Ok(Prepared {
             header,
@@ -183,6 +205,7 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
             undo,
             notices,
             ready: checked.vm.ready.clone(),
+            network: able.network,
             _logs: logs,
         }),
         Err(failure) => Err(take_back(&undo, failure)),
@@ -237,6 +260,23 @@ struct Machine<'a> {
     vm: &'a Vm,
     places: &'a Places,
     qemu: PathBuf,
+    isolation: Isolation,
+}
+
+/// Refuses a machine that the host has no memory for right now.
+fn memory_for(vm: &Vm) -> Result<(), Failure> {
+    let needed = memory::limit_bytes(vm);
+    match host_memory::available_bytes() {
+        Some(available) if available < needed => Err(Failure::Retryable(format!(
+            "the host has {} MiB of memory available, the VM needs {} MiB ({} for its guest, {} beside it): stop something, \
+             or ask for less",
+            available >> 20,
+            needed >> 20,
+            vm.memory_mib,
+            memory::overhead_mib(vm)
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The steps between record and shim, each named before it is done.
@@ -250,7 +290,7 @@ fn set_up(
     notices: &mut Vec<String>,
 ) -> Result<ShimStart, Failure> {
     reach("start.uids.before", key);
-    let uid = lease(instance, undo, record)?;
+    let (uid, supervisor_uid) = lease(instance, order, undo, record)?;
     reach("start.uids.after", key);
 
     let path = undo.run_directory.clone();
@@ -262,17 +302,21 @@ fn set_up(
         .map_err(|error| Failure::Retryable(format!("run_dir: {} can't be made: {error}", path.display())))?;
     reach("start.run-directory.after", key);
 
-    let leaves = cgroup::leaves(&order.cgroup, &order.alloc_id, &order.task_name);
-    if !leaves.is_empty() {
-        let memory_bytes = steppe_vm::memory::limit_bytes(machine.vm);
+    let groups = cgroup::groups(&order.cgroup, &order.alloc_id, &order.task_name);
+    if !groups.leaves.is_empty() {
+        let share = Share {
+            memory_bytes: memory::limit_bytes(machine.vm),
+            cpu_shares: order.cpu_shares,
+            cpus: &machine.vm.cpus,
+        };
         reach("start.cgroups.before", key);
         record
             .name(&Step::Cgroups {
-                leaves: leaves.clone(),
-                memory_bytes: Some(memory_bytes),
+                leaves: groups.leaves.clone(),
+                memory_bytes: Some(share.memory_bytes),
             })
             .map_err(|error| Failure::retryable(&error))?;
-        if !cgroup::make(&leaves, memory_bytes).map_err(|error| Failure::retryable(&error))? {
+        if !cgroup::make(&groups, &share).map_err(|error| Failure::retryable(&error))? {
             notices.push(
                 "the memory of this VM is not limited: its control group has no memory controller".to_owned(),
             );
@@ -294,6 +338,8 @@ fn set_up(
         program: machine.qemu.clone(),
         uid,
         gid,
+        isolation: Some(machine.isolation.clone()),
+        file_bytes: Some(machine.places.file_bytes),
         place: &|file| machine.places.of(file),
     };
     let plan = steppe_qemu::render(machine.vm, &site);
@@ -309,23 +355,46 @@ fn set_up(
         .map_err(|error| written(Path::new("the shim's log"), error))?;
     reach("start.plan.after", key);
     Ok(ShimStart {
-        uid,
-        leaves,
+        uid: supervisor_uid,
+        groups,
         log,
         lock,
     })
 }
 
-fn lease(instance: &Instance, undo: &Undo, record: &mut RecordFile) -> Result<u32, Failure> {
-    loop {
-        let uid = uids::candidate(&undo.leases, &instance.options.vm_uids, &undo.owner())
+/// Leases user ids: QEMU's and the supervisor's.
+fn lease(
+    instance: &Instance,
+    order: &Order,
+    undo: &Undo,
+    record: &mut RecordFile,
+) -> Result<(u32, u32), Failure> {
+    let (leases, owner) = (&undo.leases, &undo.owner());
+    let pair = loop {
+        let uid = uids::candidate(leases, &instance.options.vm_uids, owner)
             .map_err(|error| Failure::retryable(&error))?;
         record
             .name(&Step::Uids { uid })
             .map_err(|error| Failure::retryable(&error))?;
-        if uids::lease(&undo.leases, uid, &undo.owner()).map_err(|error| Failure::retryable(&error))? {
-            return Ok(uid);
+        if uids::take(leases, Lease::Pair(uid), owner).map_err(|error| Failure::retryable(&error))? {
+            break uid;
         }
+    };
+    let supervisor = pair + 1;
+    // Two agents on one host may lease the same user, and a forgetful one the same twice: then the pair's is as good.
+    let (uid, lease) = match order.allocated.user.parse() {
+        Ok(lease @ Lease::User(uid)) if uids::is_free(leases, lease) => (uid, lease),
+        _ => return Ok((pair, supervisor)),
+    };
+    record
+        .name(&Step::User { uid })
+        .map_err(|error| Failure::retryable(&error))?;
+    if uids::take(leases, lease, owner).map_err(|error| Failure::retryable(&error))? {
+        Ok((uid, supervisor))
+    } else {
+        Err(Failure::Retryable(format!(
+            "user id {uid}, which Nomad leased for this task, was given to another VM just now"
+        )))
     }
 }
 
@@ -352,7 +421,11 @@ fn lock(path: &Path) -> std::io::Result<OwnedFd> {
 /// From the shim's start to the running guest.
 async fn launch(driver: &Arc<Driver>, order: &Order, mut prepared: Prepared) -> Result<Arc<Task>, Failure> {
     let start = prepared.shim;
-    let (vm_cgroups, shim_cgroups) = start.leaves.iter().partition(|leaf| cgroup::is_vm(leaf));
+    let (mut vm_cgroups, mut shim_cgroups): (Vec<&PathBuf>, Vec<&PathBuf>) =
+        start.groups.leaves.iter().partition(|leaf| cgroup::is_vm(leaf));
+    for cgroups in [&mut vm_cgroups, &mut shim_cgroups] {
+        cgroups.extend(&start.groups.cpuset);
+    }
     let plan = prepared.undo.directory.join(PLAN);
     let key = prepared.undo.key();
     let command = Command {
@@ -361,12 +434,12 @@ async fn launch(driver: &Arc<Driver>, order: &Order, mut prepared: Prepared) -> 
         record: &prepared.undo.directory,
         stdout: &order.stdout,
         stderr: &order.stderr,
-        // The pair's second id is the supervisor's.
-        uid: start.uid + 1,
+        uid: start.uid,
         vm_cgroups,
         shim_cgroups,
         log: start.log,
         lock: start.lock,
+        network: prepared.network.as_deref(),
     };
     reach("start.shim.before", &key);
     let shim = Shim::spawn(command, prepared.undo.shim())

@@ -10,19 +10,20 @@ fn host() -> Host {
         tcg_allowed: true,
         tsc_khz: 2_500_000,
         user_network: true,
+        workload_uids: 80_000..=89_999,
     }
 }
 
 fn allocated() -> Allocated {
     Allocated {
         memory_mib: 256,
-        cores: 0,
         ports: vec![AllocatedPort {
             label: "http".into(),
             host_port: 23_456,
             guest_port: 80,
             host_ip: "127.0.0.1".into(),
         }],
+        ..Allocated::default()
     }
 }
 
@@ -399,4 +400,67 @@ fn a_reboot_is_in_place_unless_the_job_says_otherwise() {
     assert_eq!(vm(&reboot("reset")).reboot, Reboot::Reset);
     assert_eq!(vm(&reboot("shutdown")).reboot, Reboot::Shutdown);
     assert!(sentence(&reboot("maybe")).contains("reboot = \"maybe\""));
+}
+
+#[test]
+fn reserved_cores_are_processors_each_once() {
+    let with = |cores: &str| {
+        let allocated = Allocated {
+            cores: cores.into(),
+            ..allocated()
+        };
+        check(&spec(), &allocated, &host()).map(|checked| (checked.vm.vcpus, checked.vm.cpus))
+    };
+    for (list, cpus) in [
+        ("", vec![]),
+        ("3", vec![3]),
+        ("2,0", vec![2, 0]),
+        ("1-2, 7", vec![1, 2, 7]),
+    ] {
+        let vcpus = u32::try_from(cpus.len()).unwrap().max(1);
+        assert_eq!(with(list).unwrap(), (vcpus, cpus), "{list:?}");
+    }
+    for list in ["x", "1,1", "0-2,1", "2-1", "-1", "1024", "0-4294967295", "1-"] {
+        assert!(matches!(with(list), Err(SpecError::CoreList(_))), "{list:?}");
+    }
+    assert!(matches!(with("0-288"), Err(SpecError::Cores(289))));
+}
+
+#[test]
+fn nothing_of_the_host_is_handed_on() {
+    let with = |change: fn(&mut Allocated)| {
+        let mut allocated = allocated();
+        change(&mut allocated);
+        check(&spec(), &allocated, &host())
+    };
+    assert!(with(|allocated| allocated.user = "nomad-80017".into()).is_ok());
+    for user in [
+        "root",
+        "nomad",
+        "nomad-0",
+        "nomad-33",
+        "nomad-90000",
+        "80017",
+        "nomad-80017 ",
+    ] {
+        let mut allocated = allocated();
+        allocated.user = user.into();
+        let refused = check(&spec(), &allocated, &host()).unwrap_err().to_string();
+        assert!(refused.contains("user ="), "{refused}");
+    }
+    let device = with(|allocated| allocated.devices.push("/dev/sda".into())).unwrap_err();
+    assert!(device.to_string().contains("/dev/sda"));
+    let mount = with(|allocated| allocated.mounts.push("/data".into())).unwrap_err();
+    assert!(mount.to_string().contains("/data"));
+    let notices = with(|allocated| allocated.memory_max_mib = 512).unwrap().notices;
+    assert!(
+        notices.len() == 1 && notices[0].contains("memory_max = 512"),
+        "{notices:?}"
+    );
+    assert!(
+        with(|allocated| allocated.memory_max_mib = 256)
+            .unwrap()
+            .notices
+            .is_empty()
+    );
 }

@@ -1,0 +1,88 @@
+//! What may the shim's own two processes still do?
+//!
+//! The supervisor, who reads what guests write, nothing but use the descriptors that it has. The monitor, once QEMU runs,
+//! what its VM's end takes: it stays root by name, because the record is root's, with as few of root's powers as that needs.
+
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use steppe_vm::plan::Isolation;
+
+use crate::filter;
+use crate::isolate::{self, IsolateError};
+
+/// Why a process could not be confined.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfineError {
+    /// A capability can't be given up.
+    #[error("capabilities can't be given up")]
+    Capabilities(#[source] Errno),
+    /// New privileges can't be given up.
+    #[error("new privileges can't be given up")]
+    Privileges(#[source] Errno),
+    /// Files can't be given up.
+    #[error("files can't be given up")]
+    Files(#[from] IsolateError),
+    /// A filter of system calls can't be made.
+    #[error("the filter of system calls can't be made")]
+    Filter(#[from] seccompiler::BackendError),
+    /// A filter of system calls can't be set.
+    #[error("system calls can't be given up")]
+    SystemCalls(#[from] seccompiler::Error),
+}
+
+/// Highest capability number of which a kernel was ever asked.
+const CAPABILITY_MAX: u32 = 63;
+
+/// The supervisor, when it is nobody already.
+pub(crate) fn supervisor(isolation: Option<&Isolation>) -> Result<(), ConfineError> {
+    let Some(isolation) = isolation else { return Ok(()) };
+    if isolation.landlock {
+        isolate::restrict_self(&[])?;
+    }
+    if isolation.seccomp {
+        seccompiler::apply_filter(&filter::supervisor()?)?;
+    }
+    Ok(())
+}
+
+/// The monitor, once QEMU was executed. It writes to `record` and reads `groups`; it pins threads if `pins`.
+pub(crate) fn monitor(
+    isolation: Option<&Isolation>,
+    record: Option<&Path>,
+    groups: &[&Path],
+    pins: bool,
+) -> Result<(), ConfineError> {
+    // Without the power to kill, its death would not be QEMU's: the kernel asks as for any signal.
+    let mut kept = CapabilitySet::KILL;
+    kept.set(CapabilitySet::SYS_NICE, pins);
+    for number in 0..=CAPABILITY_MAX {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if kept.contains(capability) {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            // The kernel has no more, or this process never had the power: without exec the set gives nothing.
+            Err(Errno::INVAL | Errno::PERM) => break,
+            other => other.map_err(ConfineError::Capabilities)?,
+        }
+    }
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, sets).map_err(ConfineError::Capabilities)?;
+    rustix::thread::set_no_new_privs(true).map_err(ConfineError::Privileges)?;
+    let Some(isolation) = isolation else { return Ok(()) };
+    if isolation.landlock {
+        // Besides the record: whether the kernel killed for want of memory.
+        let directories: Vec<&Path> = record.into_iter().chain(groups.iter().copied()).collect();
+        isolate::restrict_self(&directories)?;
+    }
+    if isolation.seccomp {
+        seccompiler::apply_filter(&filter::monitor()?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,360 @@
+//! Which system calls may QEMU, the supervisor and the monitor still make?
+//!
+//! QEMU is too large for a list of what it needs: its filter names what it never needs, on top of what its own
+//! `-sandbox` refuses. The shim's two processes make few calls, and theirs are listed. A refused call fails with EPERM and
+//! ends nothing: a list that misses a rare call must not cost a VM.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, sock_filter,
+};
+use steppe_vm::plan::Network;
+
+/// Addresses of what the launch's own execve is called with: file name, arguments, environment.
+pub(crate) type Execve = [u64; 3];
+
+/// The error of a refused call.
+const REFUSED: SeccompAction = SeccompAction::Errno(libc::EPERM.cast_unsigned());
+
+/// Calls that are refused to QEMU whatever their arguments.
+const DENIED: &[libc::c_long] = &[
+    // Other processes.
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_process_mrelease,
+    libc::SYS_kcmp,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_migrate_pages,
+    libc::SYS_move_pages,
+    // More processes, and other programs in them.
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_execveat,
+    // Its share of the host.
+    libc::SYS_setrlimit,
+    libc::SYS_setpriority,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_ioprio_set,
+    // Its user.
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
+    libc::SYS_setgroups,
+    libc::SYS_capset,
+    libc::SYS_setsid,
+    libc::SYS_setpgid,
+    // Its place in the file tree, and namespaces.
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mknod,
+    libc::SYS_mknodat,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_fanotify_init,
+    // Much code of the kernel's that no part of QEMU uses.
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_userfaultfd,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_personality,
+    libc::SYS_modify_ldt,
+    libc::SYS_iopl,
+    libc::SYS_ioperm,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_vhangup,
+    libc::SYS_uselib,
+    libc::SYS_ustat,
+    libc::SYS_sysfs,
+    libc::SYS__sysctl,
+    libc::SYS_nfsservctl,
+    // What others on the host may find: System V's and POSIX's queues and memory.
+    libc::SYS_shmget,
+    libc::SYS_shmat,
+    libc::SYS_shmctl,
+    libc::SYS_semget,
+    libc::SYS_semop,
+    libc::SYS_semctl,
+    libc::SYS_semtimedop,
+    libc::SYS_msgget,
+    libc::SYS_msgsnd,
+    libc::SYS_msgrcv,
+    libc::SYS_msgctl,
+    libc::SYS_mq_open,
+    libc::SYS_mq_unlink,
+    // The host as a whole.
+    libc::SYS_reboot,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_syslog,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+];
+
+/// Flags of clone(2) that make a namespace. Without them and with CLONE_THREAD it makes a thread, which QEMU needs.
+const NAMESPACE_FLAGS: [libc::c_int; 7] = [
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+];
+
+/// Options of prctl(2) that would loosen what the launch has set: first of all the bond to the shim's life.
+const PRCTL_DENIED: [libc::c_int; 7] = [
+    libc::PR_SET_PDEATHSIG,
+    libc::PR_SET_KEEPCAPS,
+    libc::PR_SET_SECUREBITS,
+    libc::PR_SET_MM,
+    libc::PR_SET_PTRACER,
+    libc::PR_CAP_AMBIENT,
+    libc::PR_SET_CHILD_SUBREAPER,
+];
+
+/// Requests of ioctl(2) that put words into a terminal's input.
+const IOCTL_DENIED: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
+
+/// Calls that say something of another process, by the argument that is 0 where it is the caller.
+const OF_OTHERS: [(libc::c_long, u8); 6] = [
+    (libc::SYS_prlimit64, 0),
+    (libc::SYS_sched_getscheduler, 0),
+    (libc::SYS_sched_getparam, 0),
+    (libc::SYS_getpriority, 1),
+    (libc::SYS_getpgid, 0),
+    (libc::SYS_getsid, 0),
+];
+
+/// What the monitor does once QEMU runs: it waits, kills, pins threads, and writes the exit record.
+const MONITOR: &[libc::c_long] = &[
+    libc::SYS_sched_setaffinity,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_wait4,
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_access,
+    libc::SYS_openat,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_lseek,
+];
+
+/// What the supervisor does: it reads and writes sockets and pipes, and takes new connections.
+const SUPERVISOR: &[libc::c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_getsockopt,
+    libc::SYS_fcntl,
+    libc::SYS_ioctl,
+    libc::SYS_shutdown,
+];
+
+/// What both do, their memory and signals included.
+const BOTH: &[libc::c_long] = &[
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_close,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_mprotect,
+    libc::SYS_futex,
+    libc::SYS_getrandom,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    // A crash point in builds for tests connects to its test.
+    #[cfg(feature = "crash-points")]
+    libc::SYS_socket,
+    #[cfg(feature = "crash-points")]
+    libc::SYS_connect,
+];
+
+/// QEMU's filter. Of all calls of execve only the launch's own passes: nobody else can know its three addresses, and
+/// nothing lies there once QEMU runs.
+pub(crate) fn qemu(execve: Execve, network: Network) -> Result<BpfProgram, BackendError> {
+    use SeccompCmpArgLen::{Dword, Qword};
+    use SeccompCmpOp::{Eq, MaskedEq, Ne};
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        DENIED.iter().map(|number| (*number, Vec::new())).collect();
+    let mut refuse = |number: libc::c_long, argument, length, operator, value| {
+        let rule = SeccompRule::new(vec![SeccompCondition::new(argument, length, operator, value)?])?;
+        rules.entry(number).or_default().push(rule);
+        Ok(())
+    };
+    let word = |value: libc::c_int| u64::from(value.cast_unsigned());
+    let thread = word(libc::CLONE_THREAD);
+    refuse(libc::SYS_clone, 0, Qword, MaskedEq(thread), 0)?;
+    for flag in NAMESPACE_FLAGS.map(word) {
+        refuse(libc::SYS_clone, 0, Qword, MaskedEq(flag), flag)?;
+    }
+    for (argument, address) in (0..).zip(execve) {
+        refuse(libc::SYS_execve, argument, Qword, Ne, address)?;
+    }
+    for option in PRCTL_DENIED.map(word) {
+        refuse(libc::SYS_prctl, 0, Dword, Eq, option)?;
+    }
+    for request in IOCTL_DENIED {
+        refuse(libc::SYS_ioctl, 1, Dword, Eq, request)?;
+    }
+    for (number, argument) in OF_OTHERS {
+        refuse(number, argument, Dword, Ne, 0)?;
+    }
+    // Its own limits are for reading.
+    refuse(libc::SYS_prlimit64, 2, Qword, Ne, 0)?;
+    match network {
+        Network::None => {
+            let _none = rules.insert(libc::SYS_socket, Vec::new());
+        }
+        Network::Host => refuse(libc::SYS_socket, 0, Dword, Ne, word(libc::AF_INET))?,
+    }
+    let mut program = prologue();
+    program.extend(compile(rules, SeccompAction::Allow, REFUSED)?);
+    Ok(program)
+}
+
+/// The monitor's filter, once QEMU runs.
+pub(crate) fn monitor() -> Result<BpfProgram, BackendError> {
+    allow(MONITOR)
+}
+
+/// The supervisor's filter.
+pub(crate) fn supervisor() -> Result<BpfProgram, BackendError> {
+    allow(SUPERVISOR)
+}
+
+fn allow(own: &[libc::c_long]) -> Result<BpfProgram, BackendError> {
+    let rules = own.iter().chain(BOTH).map(|number| (*number, Vec::new()));
+    compile(rules.collect(), REFUSED, SeccompAction::Allow)
+}
+
+fn compile(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    listed: SeccompAction,
+) -> Result<BpfProgram, BackendError> {
+    SeccompFilter::new(rules, otherwise, listed, TargetArch::x86_64)?.try_into()
+}
+
+/// Calls that a kernel is to deny knowing, before the list is looked at. clone3 keeps its flags in memory, where no filter
+/// sees them: the C library falls back to clone. Numbers from x32's bit on are the same calls once more, by numbers that
+/// the list doesn't have.
+fn prologue() -> BpfProgram {
+    /// Bit of the system calls of x32 (`__X32_SYSCALL_BIT`).
+    const X32: u32 = 0x4000_0000;
+    const CLONE3: u32 = 435;
+    let instruction = |code: u32, jt, jf, k| sock_filter {
+        // Classic BPF's codes have 8 bits.
+        code: u16::try_from(code).unwrap_or_default(),
+        jt,
+        jf,
+        k,
+    };
+    let unknown = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
+    let load_number = instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0);
+    let if_at_least = |k, jt, jf| instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, jt, jf, k);
+    let if_equal = |k, jt, jf| instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, jt, jf, k);
+    let answer = instruction(libc::BPF_RET | libc::BPF_K, 0, 0, unknown);
+    vec![
+        load_number,
+        if_at_least(X32, 1, 0),
+        if_equal(CLONE3, 0, 1),
+        answer,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filters_are_programs_that_the_kernel_takes() {
+        // linux/filter.h: BPF_MAXINSNS.
+        const LENGTH_MAX: usize = 4096;
+        for program in [
+            qemu([1, 2, 3], Network::None),
+            qemu([u64::MAX; 3], Network::Host),
+            monitor(),
+            supervisor(),
+        ] {
+            let program = program.unwrap();
+            assert!((20..LENGTH_MAX).contains(&program.len()), "{}", program.len());
+        }
+    }
+
+    #[test]
+    fn clone3_is_where_the_prologue_says() {
+        assert_eq!(libc::SYS_clone3, 435);
+    }
+}
