@@ -39,11 +39,22 @@ plugin "nomad-driver-microvm" {
     # The shim; empty means beside the plugin.
     shim = ""
 
+    # Further absolute files and folders that QEMU's process may read and execute, for a QEMU in an unusual place. Of the host's
+    # files it sees its program, libraries and firmware, and nothing else.
+    qemu_paths = []
+
+    # required: no virtual machine where the kernel lacks namespaces, Landlock or seccomp. best: as far as the kernel can; node
+    # attribute driver.microvm.hardening says what is missing, and so does an event of each task.
+    hardening = "required"
+
     # auto, kvm or tcg. auto takes KVM where it proves to work, else TCG.
     accelerator = "auto"
 
     # Each virtual machine runs as a user of its own from this range, which must belong to nobody else.
     vm_uids = "1900000000-1900065535"
+
+    # The agent's client { users { dynamic_user_min, dynamic_user_max } }: where Nomad leases a user to a task, QEMU runs as that.
+    workload_uids = "80000-89999"
 
     # A VM that no agent asks about any more is reported (node attribute driver.microvm.orphans), and after this time, counted
     # while an agent is connected, it is stopped and removed.

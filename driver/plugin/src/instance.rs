@@ -120,22 +120,18 @@ impl Instance {
         }
     }
 
-    /// What QEMU can be kept from on this host; nothing where the shim is missing or doesn't say. Takes some milliseconds
-    /// the first time.
-    pub(crate) fn able(&self) -> Able {
+    /// What QEMU can be kept from on this host; `None` where the shim is missing or doesn't say. Takes some milliseconds the
+    /// first time.
+    pub(crate) fn able(&self) -> Option<Able> {
         if let Some(able) = self.able.get() {
-            return able.clone();
+            return Some(able.clone());
         }
-        let Some(shim) = self.shim() else {
-            return Able::default();
-        };
-        match isolation::look(&shim) {
-            Ok(able) => self.able.get_or_init(|| able).clone(),
-            Err(error) => {
-                tracing::warn!(%error, "the shim does not say what its kernel can do");
-                Able::default()
-            }
+        let looked = isolation::look(&self.shim()?);
+        if let Err(error) = &looked {
+            tracing::warn!(%error, "the shim does not say what its kernel can do");
         }
+        let able = looked.ok()?;
+        Some(self.able.get_or_init(|| able).clone())
     }
 
     /// Rate of the host's time stamp counter in kHz. Takes a tenth of a second the first time.

@@ -92,7 +92,9 @@ pub(crate) fn look(instance: &Instance, orphans: &[String], versions: &mut Versi
             "microvm-shim is missing: install it beside the plugin, or set the plugin option shim".to_owned(),
         ));
     }
-    let able = instance.able();
+    let Some(able) = instance.able() else {
+        return nothing(Health::Unhealthy(SHIM_OF_OTHERS.to_owned()));
+    };
     let missing = able.kernel.missing();
     if instance.options.hardening == Hardening::Required && !missing.is_empty() {
         return nothing(Health::Unhealthy(lacks(&missing)));
@@ -158,6 +160,10 @@ pub(crate) fn look(instance: &Instance, orphans: &[String], versions: &mut Versi
         attributes,
     }
 }
+
+/// Why a shim is not good enough.
+pub(crate) const SHIM_OF_OTHERS: &str =
+    "microvm-shim does not say what its kernel can do: install the one that came with this plugin";
 
 /// Why a kernel that lacks something is not good enough.
 pub(crate) fn lacks(missing: &[&str]) -> String {

@@ -25,7 +25,7 @@ use super::{Ended, Failure, Order, Task, blocking, follow};
 use crate::config::{self, Hardening};
 use crate::host::cgroup::{self, Groups, Share};
 use crate::host::files::{self, Places, Roots};
-use crate::host::fingerprint::{self, lacks};
+use crate::host::fingerprint::{self, SHIM_OF_OTHERS, lacks};
 use crate::host::records::{self, RecordFile};
 use crate::host::state_dir::{StateDir, make_private};
 use crate::host::{chain, isolation, kvm, memory as host_memory, uids, unix_ns};
@@ -159,7 +159,9 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
     // Links lead to places that are not there in QEMU's own root.
     let qemu = std::fs::canonicalize(&qemu).unwrap_or(qemu);
     let program = instance.shim().ok_or_else(|| missing("microvm-shim"))?;
-    let able = instance.able();
+    let able = instance
+        .able()
+        .ok_or_else(|| Failure::Retryable(SHIM_OF_OTHERS.to_owned()))?;
     let lacking = able.kernel.missing();
     if instance.options.hardening == Hardening::Required && !lacking.is_empty() {
         return Err(Failure::Denied(lacks(&lacking)));
