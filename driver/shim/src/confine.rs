@@ -3,7 +3,7 @@
 //! The supervisor, who reads what guests write, nothing but use the descriptors that it has. The monitor, once QEMU runs,
 //! what its VM's end takes: it stays root by name, because the record is root's, with as few of root's powers as that needs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -39,7 +39,7 @@ const CAPABILITY_MAX: u32 = 63;
 pub(crate) fn supervisor(isolation: Option<&Isolation>) -> Result<(), ConfineError> {
     let Some(isolation) = isolation else { return Ok(()) };
     if isolation.landlock {
-        isolate::restrict_self(&[])?;
+        isolate::restrict_self(None, &[])?;
     }
     if isolation.seccomp {
         seccompiler::apply_filter(&filter::supervisor()?)?;
@@ -51,7 +51,7 @@ pub(crate) fn supervisor(isolation: Option<&Isolation>) -> Result<(), ConfineErr
 pub(crate) fn monitor(
     isolation: Option<&Isolation>,
     record: Option<&Path>,
-    groups: &[&Path],
+    groups: &[PathBuf],
     pins: bool,
 ) -> Result<(), ConfineError> {
     // Without the power to kill, its death would not be QEMU's: the kernel asks as for any signal.
@@ -78,8 +78,7 @@ pub(crate) fn monitor(
     let Some(isolation) = isolation else { return Ok(()) };
     if isolation.landlock {
         // Besides the record: whether the kernel killed for want of memory.
-        let directories: Vec<&Path> = record.into_iter().chain(groups.iter().copied()).collect();
-        isolate::restrict_self(&directories)?;
+        isolate::restrict_self(record, groups)?;
     }
     if isolation.seccomp {
         seccompiler::apply_filter(&filter::monitor()?)?;

@@ -255,17 +255,23 @@ fn ruleset(no_network: bool) -> Result<RulesetCreated, IsolateError> {
     Ok(ruleset.create()?)
 }
 
-/// Takes every file from the calling process, for good, but what lies beneath these directories.
-pub(crate) fn restrict_self(directories: &[&Path]) -> Result<(), IsolateError> {
+/// Takes every file from the calling process, for good, but what lies beneath one directory, for reading and writing, and
+/// beneath others, for reading.
+pub(crate) fn restrict_self(own: Option<&Path>, others: &[PathBuf]) -> Result<(), IsolateError> {
     // No scopes: a process that can't signal can't end its children by its own death either.
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
         .create()?;
-    for directory in directories {
-        let (kind, file) = open(directory)?;
-        let access = of_kind(AccessFs::from_all(LANDLOCK) & !AccessFs::Execute, kind);
-        ruleset = ruleset.add_rule(PathBeneath::new(file, access))?;
+    let all = AccessFs::from_all(LANDLOCK) & !AccessFs::Execute;
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let own = own.map(|path| (path, all));
+    for (path, access) in own
+        .into_iter()
+        .chain(others.iter().map(|path| (path.as_path(), read)))
+    {
+        let (kind, file) = open(path)?;
+        ruleset = ruleset.add_rule(PathBeneath::new(file, of_kind(access, kind)))?;
     }
     let _status = ruleset.restrict_self()?;
     Ok(())

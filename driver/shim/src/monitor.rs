@@ -328,12 +328,10 @@ struct Machine<'a> {
 impl Machine<'_> {
     /// Gives up what is of no more use to this process once QEMU was executed.
     fn confine(&self) -> Result<(), ConfineError> {
-        let groups: Vec<&Path> = self.vm_cgroups.iter().map(PathBuf::as_path).collect();
-        let isolation = self.plan.isolation.as_ref();
         confine::monitor(
-            isolation,
+            self.plan.isolation.as_ref(),
             self.record_directory,
-            &groups,
+            self.vm_cgroups,
             !self.plan.cpus.is_empty(),
         )
     }
