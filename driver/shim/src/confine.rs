@@ -15,6 +15,9 @@ use crate::isolate::{self, IsolateError};
 /// Why a process could not be confined.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfineError {
+    /// The process could not end what it is about to start.
+    #[error("this process has not the capability CAP_KILL, without which nobody could end QEMU")]
+    Powerless,
     /// A capability can't be given up.
     #[error("capabilities can't be given up")]
     Capabilities(#[source] Errno),
@@ -45,6 +48,16 @@ pub(crate) fn supervisor(isolation: Option<&Isolation>) -> Result<(), ConfineErr
         seccompiler::apply_filter(&filter::supervisor()?)?;
     }
     Ok(())
+}
+
+/// Whether the monitor has the one power that it can't do without, asked before there is a QEMU.
+pub(crate) fn can_kill() -> Result<(), ConfineError> {
+    let sets = rustix::thread::capabilities(None).map_err(ConfineError::Capabilities)?;
+    if sets.effective.contains(CapabilitySet::KILL) {
+        Ok(())
+    } else {
+        Err(ConfineError::Powerless)
+    }
 }
 
 /// The monitor, once QEMU was executed. It writes to `record` and reads `groups`; it pins threads if `pins`.

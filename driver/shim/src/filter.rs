@@ -2,7 +2,8 @@
 //!
 //! QEMU is too large for a list of what it needs: its filter names what it never needs, on top of what its own
 //! `-sandbox` refuses. The shim's two processes make few calls, and theirs are listed. A refused call fails with EPERM and
-//! ends nothing: a list that misses a rare call must not cost a VM.
+//! ends nothing: a list that misses a rare call must not cost a VM. Only a call by the numbers of another architecture ends
+//! its process.
 
 use std::collections::BTreeMap;
 
@@ -134,6 +135,8 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_adjtimex,
     libc::SYS_sethostname,
     libc::SYS_setdomainname,
+    // All of its disks at once.
+    libc::SYS_sync,
 ];
 
 /// Flags of clone(2) that make a namespace. Without them and with CLONE_THREAD it makes a thread, which QEMU needs.
@@ -162,13 +165,24 @@ const PRCTL_DENIED: [libc::c_int; 7] = [
 const IOCTL_DENIED: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
 
 /// Calls that say something of another process, by the argument that is 0 where it is the caller.
-const OF_OTHERS: [(libc::c_long, u8); 6] = [
+const OF_OTHERS: [(libc::c_long, u8); 9] = [
     (libc::SYS_prlimit64, 0),
     (libc::SYS_sched_getscheduler, 0),
     (libc::SYS_sched_getparam, 0),
+    (libc::SYS_sched_getattr, 0),
+    (libc::SYS_sched_rr_get_interval, 0),
+    (libc::SYS_ioprio_get, 1),
     (libc::SYS_getpriority, 1),
     (libc::SYS_getpgid, 0),
     (libc::SYS_getsid, 0),
+];
+
+/// Calls that take a clock: those of processes and threads, also of others, have negative numbers.
+const OF_CLOCKS: [libc::c_long; 4] = [
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_timer_create,
 ];
 
 /// What the monitor does once QEMU runs: it waits, kills, pins threads, and writes the exit record.
@@ -245,7 +259,7 @@ const BOTH: &[libc::c_long] = &[
 /// nothing lies there once QEMU runs.
 pub(crate) fn qemu(execve: Execve, network: Network) -> Result<BpfProgram, BackendError> {
     use SeccompCmpArgLen::{Dword, Qword};
-    use SeccompCmpOp::{Eq, MaskedEq, Ne};
+    use SeccompCmpOp::{Eq, Gt, MaskedEq, Ne};
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         DENIED.iter().map(|number| (*number, Vec::new())).collect();
     let mut refuse = |number: libc::c_long, argument, length, operator, value| {
@@ -271,13 +285,42 @@ pub(crate) fn qemu(execve: Execve, network: Network) -> Result<BpfProgram, Backe
     for (number, argument) in OF_OTHERS {
         refuse(number, argument, Dword, Ne, 0)?;
     }
+    for number in OF_CLOCKS {
+        refuse(number, 0, Dword, Gt, word(libc::c_int::MAX))?;
+    }
+    // The host's pool of huge pages, which no memory limit counts.
+    let huge = u64::from(libc::MFD_HUGETLB);
+    refuse(libc::SYS_memfd_create, 1, Dword, MaskedEq(huge), huge)?;
+    let huge = word(libc::MAP_HUGETLB);
+    refuse(libc::SYS_mmap, 3, Dword, MaskedEq(huge), huge)?;
+    // Room behind a file's end, which no limit of its length counts. QEMU punches holes so, and nothing else.
+    let (keep, hole) = (word(libc::FALLOC_FL_KEEP_SIZE), word(libc::FALLOC_FL_PUNCH_HOLE));
+    refuse(libc::SYS_fallocate, 1, Dword, MaskedEq(keep | hole), keep)?;
     // Its own limits are for reading.
     refuse(libc::SYS_prlimit64, 2, Qword, Ne, 0)?;
-    match network {
-        Network::None => {
-            let _none = rules.insert(libc::SYS_socket, Vec::new());
+    refuse(libc::SYS_socket, 0, Dword, Ne, word(libc::AF_INET))?;
+    if network == Network::Tcp {
+        // Every kind of socket but SOCK_STREAM, which is 1, has one of these bits.
+        for bit in [2, 4, 8] {
+            refuse(libc::SYS_socket, 1, Dword, MaskedEq(bit), bit)?;
         }
-        Network::Host => refuse(libc::SYS_socket, 0, Dword, Ne, word(libc::AF_INET))?,
+    }
+    // It is connected to, through forwarded ports; it connects to nobody, by no call.
+    for (number, argument) in [
+        (libc::SYS_sendto, 3),
+        (libc::SYS_sendmsg, 2),
+        (libc::SYS_sendmmsg, 3),
+    ] {
+        let flag = word(libc::MSG_FASTOPEN);
+        refuse(number, argument, Dword, MaskedEq(flag), flag)?;
+    }
+    // A pair of sockets is sockets without asking for them: unconnected ones could still be named.
+    let mut never = vec![libc::SYS_connect, libc::SYS_socketpair];
+    if network == Network::None {
+        never.extend([libc::SYS_socket, libc::SYS_bind, libc::SYS_listen]);
+    }
+    for number in never {
+        let _some = rules.insert(number, Vec::new());
     }
     let mut program = prologue();
     program.extend(compile(rules, SeccompAction::Allow, REFUSED)?);
@@ -344,6 +387,7 @@ mod tests {
         const LENGTH_MAX: usize = 4096;
         for program in [
             qemu([1, 2, 3], Network::None),
+            qemu([u64::MAX; 3], Network::Tcp),
             qemu([u64::MAX; 3], Network::Host),
             monitor(),
             supervisor(),

@@ -137,7 +137,7 @@ pub(crate) fn prepare(
 fn root(isolation: &Isolation, network: Option<OwnedFd>) -> Result<Root, IsolateError> {
     let mut unshare = NAMESPACES;
     let network = match isolation.network {
-        Network::Host => None,
+        Network::Tcp | Network::Host => None,
         Network::None => {
             if network.is_none() {
                 unshare |= libc::CLONE_NEWNET;

@@ -145,6 +145,7 @@ pub(crate) fn run(
             steppe_points::reach(point, &name.to_string_lossy());
         }
     };
+    confine::can_kill()?;
     reach("shim.cgroups.before");
     for leaf in &surroundings.shim_cgroups {
         let tasks = launch::open_cgroup(leaf)?;

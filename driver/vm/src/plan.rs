@@ -99,7 +99,9 @@ impl Kernel {
 pub enum Network {
     /// None: an empty network namespace, and no sockets.
     None,
-    /// The host's, for TCP and UDP over IPv4: QEMU's user-mode network needs it.
+    /// The host's, to be connected to by TCP over IPv4: QEMU's user-mode network needs it for forwarded ports.
+    Tcp,
+    /// The same, and UDP over IPv4, where a port of it is forwarded: who may answer there may send anywhere.
     Host,
 }
 

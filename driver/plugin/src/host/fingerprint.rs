@@ -10,7 +10,7 @@ use steppe_vm::memory;
 use steppe_vm::vm::Accelerator;
 
 use crate::config::{AcceleratorOption, Hardening};
-use crate::host::{cgroup, chain};
+use crate::host::{cgroup, chain, first_line};
 use crate::instance::Instance;
 
 /// How long QEMU may take to say its version.
@@ -204,7 +204,6 @@ fn some_of(names: &[String]) -> String {
 
 /// Runs `qemu --version` with a deadline and nothing of ours to inherit.
 pub(crate) fn ask_version(qemu: &Path) -> Option<String> {
-    use std::io::Read;
     use std::process::{Command, Stdio};
     let mut child = Command::new(qemu)
         .arg("--version")
@@ -214,19 +213,13 @@ pub(crate) fn ask_version(qemu: &Path) -> Option<String> {
         .stderr(Stdio::null())
         .spawn()
         .ok()?;
-    let mut output = child.stdout.take()?;
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let _reader = std::thread::Builder::new()
-        .name("qemu-version".into())
-        .spawn(move || {
-            let mut text = Vec::new();
-            let _length = output.by_ref().take(4096).read_to_end(&mut text);
-            drop(sender.send(text));
-        });
-    let text = receiver.recv_timeout(VERSION_TIMEOUT).ok();
+    let line = child
+        .stdout
+        .take()
+        .and_then(|output| first_line(output, VERSION_TIMEOUT));
     drop(child.kill());
     drop(child.wait());
-    parse_version(&String::from_utf8_lossy(&text?))
+    parse_version(&line?)
 }
 
 /// `QEMU emulator version 7.2.22 (Debian …)`.

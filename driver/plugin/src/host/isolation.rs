@@ -1,17 +1,19 @@
 //! What can this host keep QEMU from, and what of its files does QEMU need to see?
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use steppe_vm::plan::{Isolation, Kernel, Network, Visible};
-use steppe_vm::vm::{Accelerator, Nic, Vm};
+use steppe_vm::vm::{Accelerator, Nic, Protocol, Vm};
 
-/// Most bytes that the shim says about its kernel; it says some sixty.
-const ANSWER_MAX_BYTES: u64 = 4096;
+use super::first_line;
+
+/// How long the shim may take to say what its kernel can do. It takes a few milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where QEMU's libraries and firmware are, on the distributions that follow the File System Hierarchy Standard. What a
 /// host doesn't have is left out.
@@ -57,16 +59,15 @@ pub(crate) fn look(shim: &Path) -> std::io::Result<Able> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
-    let mut answer = String::new();
-    let read = child.stdout.take().map_or(Ok(0), |output| {
-        BufReader::new(output.take(ANSWER_MAX_BYTES)).read_line(&mut answer)
-    });
+    let answer = child
+        .stdout
+        .take()
+        .and_then(|output| first_line(output, ANSWER_TIMEOUT));
     // It stands in a network namespace that it has made, until its input ends.
     let network = File::open(format!("/proc/{}/ns/net", child.id()));
-    drop(child.stdin.take());
+    drop(child.kill());
     let _status = child.wait()?;
-    let _length = read?;
-    let kernel: Kernel = serde_json::from_str(&answer)?;
+    let kernel: Kernel = serde_json::from_str(&answer.unwrap_or_default())?;
     let network = if kernel.namespaces {
         Some(Arc::new(OwnedFd::from(network?)))
     } else {
@@ -77,15 +78,20 @@ pub(crate) fn look(shim: &Path) -> std::io::Result<Able> {
 
 /// What a plan says for this machine on this host, with further files that the operator wants QEMU to see.
 pub(crate) fn isolation(able: &Able, vm: &Vm, qemu: &Path, paths: &[PathBuf]) -> Isolation {
-    let host_network = vm.nics.iter().any(|nic| matches!(nic, Nic::User { .. }));
+    let forwards = vm.nics.iter().map(|nic| match nic {
+        Nic::User { forwards } => forwards,
+    });
+    let udp = forwards
+        .flatten()
+        .any(|forward| forward.protocol == Protocol::Udp);
     Isolation {
         namespaces: able.kernel.namespaces,
         landlock: able.kernel.landlock_abi > 0,
         seccomp: able.kernel.seccomp,
-        network: if host_network {
-            Network::Host
-        } else {
-            Network::None
+        network: match vm.nics.as_slice() {
+            [] => Network::None,
+            _ if udp => Network::Host,
+            _ => Network::Tcp,
         },
         root: visible(qemu, paths, vm.accelerator == Accelerator::Kvm, &kind),
     }

@@ -13,10 +13,10 @@ pub(crate) mod tsc;
 pub(crate) mod uids;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::OFlags;
 
@@ -31,6 +31,23 @@ pub(crate) fn open_warily(path: &Path, append: bool) -> io::Result<File> {
         .append(append)
         .custom_flags(flags.bits().cast_signed())
         .open(path)
+}
+
+/// Most bytes of a line that another program says about itself.
+const LINE_MAX_BYTES: u64 = 4096;
+
+/// Waits at most so long for the first line that another program says.
+pub(crate) fn first_line(output: impl io::Read + Send + 'static, timeout: Duration) -> Option<String> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let _reader = std::thread::Builder::new()
+        .name("first-line".into())
+        .spawn(move || {
+            let mut line = Vec::new();
+            let _length = BufReader::new(output.take(LINE_MAX_BYTES)).read_until(b'\n', &mut line);
+            drop(sender.send(line));
+        });
+    let line = receiver.recv_timeout(timeout).ok()?;
+    Some(String::from_utf8_lossy(&line).into_owned())
 }
 
 /// Now, in nanoseconds since 1970 (UTC).
