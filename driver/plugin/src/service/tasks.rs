@@ -112,7 +112,9 @@ impl Rpc for Service {
             // Nothing is lost: the end stays known to the task.
             ended = task.wait() => {
                 task.say_end(&self.0.events, &ended);
-                Ok(Response::new(wire::WaitTaskResponse { result: Some(exit_result(Some(&ended))), err: String::new() }))
+                // Nomad's own words for it, as its drivers for containers say them.
+                let err = if ended.outcome.oom_killed { "OOM Killed".to_owned() } else { String::new() };
+                Ok(Response::new(wire::WaitTaskResponse { result: Some(exit_result(Some(&ended))), err }))
             }
             () = stopped => Err(Status::unavailable("the plugin is ending, the VM goes on")),
         }
