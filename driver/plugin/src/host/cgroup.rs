@@ -2,8 +2,8 @@
 //!
 //! Nomad makes one group per task (on version 1 one per controller); below it we make two leaves, `vm` and `shim`, so that
 //! what kills or limits the one leaves the other alone. Of the task's own group we set what Nomad leaves to its drivers: its
-//! share of the processors, on version 2 which controllers the leaves have, on version 1 its reserved processors. In what
-//! tasks share nothing is set, and nothing is killed.
+//! share of the processors, those reserved for it, and on version 2 which controllers the leaves have. In what tasks share
+//! nothing is set, and nothing is killed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -134,10 +134,13 @@ pub(crate) fn make(groups: &Groups, share: &Share<'_>) -> Result<bool, CgroupErr
             set_if_there(group, "cpu.weight", &weight(shares).to_string())?;
         }
     }
-    // A group of this task alone, which nothing can join before it has processors.
-    if let Some(cpuset) = groups.cpuset.as_deref().filter(|_| !share.cpus.is_empty()) {
+    // Groups of this task alone. On version 1 nothing can join one before it has processors; on version 2 it would have those
+    // of all tasks with reserved cores, and whenever these change, kernels before 6.2 forget which thread was pinned where.
+    if !share.cpus.is_empty() {
         let list: Vec<String> = share.cpus.iter().map(u32::to_string).collect();
-        set_if_there(cpuset, "cpuset.cpus", &list.join(","))?;
+        for group in groups.task.iter().chain(&groups.cpuset) {
+            set_if_there(group, "cpuset.cpus", &list.join(","))?;
+        }
     }
     let mut limited = false;
     for leaf in &groups.leaves {
@@ -294,6 +297,7 @@ mod tests {
             "cgroup.controllers",
             "cgroup.subtree_control",
             "cpu.weight",
+            "cpuset.cpus",
         ] {
             std::fs::write(root.join("v2/a.vm.scope").join(file), "").unwrap();
         }
@@ -337,6 +341,10 @@ mod tests {
         assert!(!make(&v2, &share).unwrap());
         let weight = std::fs::read_to_string(root.join("v2/a.vm.scope/cpu.weight")).unwrap();
         assert_eq!(weight, "100");
+        let cpus = root.join("v2/a.vm.scope/cpuset.cpus");
+        assert_eq!(std::fs::read_to_string(&cpus).unwrap(), "");
+        assert!(!make(&v2, &two).unwrap());
+        assert_eq!(std::fs::read_to_string(&cpus).unwrap(), "2,5");
         std::fs::write(v2.leaves[0].join("memory.max"), "max\n").unwrap();
         assert!(make(&v2, &share).unwrap());
         let limit = std::fs::read_to_string(v2.leaves[0].join("memory.max")).unwrap();
