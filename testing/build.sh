@@ -1,23 +1,25 @@
 #!/bin/sh
 # Builds the plugin and the shim, optimized, and puts them alone into one folder, as Nomad wants its plugin_dir.
 # `testing/build.sh points` builds them with crash points, for tests, into another: unoptimized, because most of that is
-# built for the unit tests anyway.
+# built for the unit tests anyway. `testing/build.sh inmate` builds the program that tests run in QEMU's place.
 set -eu
 cd "$(dirname "$0")/.."
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 
+programs='nomad-driver-microvm microvm-shim' packages='--package nomad-driver-microvm --package microvm-shim'
 case ${1-} in
     '') built=release folder=plugins options=--release ;;
     points) built=debug folder=points options='--features crash-points' ;;
+    inmate) built=release folder=inmate options=--release programs=qemu-inmate packages='--package steppe-inmate' ;;
     *)
-        echo "testing/build.sh: $1 is no kind of build: leave it out, or say points" >&2
+        echo "testing/build.sh: $1 is no kind of build: leave it out, or say points or inmate" >&2
         exit 64
         ;;
 esac
-# shellcheck disable=SC2086 # a list of words
-cargo build $options --locked --package nomad-driver-microvm --package microvm-shim >&2
+# shellcheck disable=SC2086 # lists of words
+cargo build $options --locked $packages >&2
 mkdir -p "$CARGO_TARGET_DIR/$folder"
-for program in nomad-driver-microvm microvm-shim; do
+for program in $programs; do
     # Renamed into place: the old file may be running.
     cp "$CARGO_TARGET_DIR/$built/$program" "$CARGO_TARGET_DIR/$folder/.$program.part"
     mv "$CARGO_TARGET_DIR/$folder/.$program.part" "$CARGO_TARGET_DIR/$folder/$program"

@@ -6,6 +6,7 @@
 #   STEPPE_GUEST_DIR        folder with the guest's kernel and initrd
 #   STEPPE_DESCRIPTOR_ROWS  program that prints the descriptors of our Nomad protocol
 #   STEPPE_POINTS_PLUGIN_DIR  folder with the plugin and the shim, built with crash points
+#   STEPPE_INMATE           the program that tests run in QEMU's place
 #   STEPPE_RELEASES         folders with the plugin and the shim of earlier releases (releases.txt), a colon between two
 #
 # Nomad's first build takes long, most of it on one core: it runs beside the others.
@@ -35,11 +36,13 @@ STEPPE_DESCRIPTOR_ROWS=$CARGO_TARGET_DIR/debug/examples/descriptor-rows
 STEPPE_GUEST_DIR=$(testing/guest/build.sh)
 STEPPE_RELEASES=
 STEPPE_POINTS_PLUGIN_DIR=
+STEPPE_INMATE=
 case ${1-} in
     # Who only wants to see today's, or to measure it, needs no earlier release, and nothing that crashes.
     testing/demo/* | testing/bench/*) ;;
     *)
         STEPPE_POINTS_PLUGIN_DIR=$(testing/build.sh points)
+        STEPPE_INMATE=$(testing/build.sh inmate)/qemu-inmate
         for commit in $(sed -e 's/#.*//' testing/releases.txt); do
             STEPPE_RELEASES=${STEPPE_RELEASES:+$STEPPE_RELEASES:}$(testing/release.sh "$commit")
         done
@@ -56,7 +59,7 @@ nomad_pid=
 STEPPE_NOMAD=$(cat "$scratch/nomad")
 
 export STEPPE_PLUGIN_DIR STEPPE_NOMAD STEPPE_GUEST_DIR STEPPE_DESCRIPTOR_ROWS STEPPE_POINTS_PLUGIN_DIR \
-    STEPPE_RELEASES
+    STEPPE_INMATE STEPPE_RELEASES
 clean_up
 trap - EXIT INT TERM
 exec "$@"
