@@ -20,21 +20,19 @@ die() {
 }
 
 missing=''
-for tool in gcc cpio lz4 zstd xz gzip dpkg-deb apt-get apt-cache flock sha256sum "$busybox"; do
+for tool in gcc cpio gzip flock sha256sum "$busybox"; do
   command -v "$tool" >/dev/null || missing="$missing ${tool##*/}"
 done
 [ -z "$missing" ] || die "cannot build the guest images without$missing; run \`make setup\`"
 "$busybox" --list | grep -qx httpd || die "busybox has no httpd (is busybox-static installed?); run \`make setup\`"
 
-# The meta package names the kernel of today; its version is part of the key.
-kernel=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1)
-version=$([ -z "$kernel" ] || apt-cache policy "$kernel" | sed -n 's/^ *Candidate: //p')
-[ -n "$version" ] || die "apt does not know linux-image-cloud-amd64; run \`make setup\` (it updates apt's lists)"
+# Fetched and unpacked once, for this guest and for the machines of testing/vm.
+kernel=$("$here/../vm/kernel.sh")
 
 key=$({
   cd "$here"
   find build.sh guestctl.c root -type f | LC_ALL=C sort | xargs -d '\n' sha256sum
-  printf '%s\n' "$kernel $version"
+  printf '%s\n' "${kernel##*/}"
   sha256sum "$busybox"
 } | sha256sum | cut -c 1-16)
 out=$cache/guest-$key
@@ -53,34 +51,9 @@ rm -rf "$cache"/guest-tmp.*
 work=$(mktemp -d "$cache/guest-tmp.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
-mkdir "$work/deb" "$work/kernel" "$work/root" "$work/out"
-
-say "fetching $kernel $version"
-(cd "$work/deb" && apt-get -qq -o APT::Sandbox::User=root download "$kernel=$version" >&2) ||
-  die "apt could not fetch $kernel $version; is there a network? Then run \`make setup\` (it updates apt's lists)"
-dpkg-deb -x "$work"/deb/*.deb "$work/kernel"
-cp "$work"/kernel/boot/vmlinuz-* "$work/out/vmlinuz"
-
-# The ELF lies compressed in the bzImage, at an offset that the setup header names (Documentation/arch/x86/boot.rst);
-# behind it the kernel's build appends the unpacked size, which lz4, zstd and xz do not know and gzip ends with itself.
-say 'cutting vmlinux out of vmlinuz'
-image=$work/out/vmlinuz
-field() { od -An -t"u$2" -j "$1" -N "$2" "$image" | tr -d ' '; }
-[ "$(dd if="$image" bs=1 skip=514 count=4 2>/dev/null)" = HdrS ] || die "$kernel holds no bzImage"
-start=$((($(field 497 1) + 1) * 512 + $(field 584 4)))
-length=$(field 588 4)
-size=$(field $((start + length - 4)) 4)
-payload() { tail -c "+$((start + 1))" "$image" | head -c "$1"; }
-magic=$(od -An -tx1 -j "$start" -N 4 "$image" | tr -d ' ')
-case $magic in
-  02214c18) payload $((length - 4)) | lz4 -dcq ;;
-  28b52ffd) payload $((length - 4)) | zstd -dcq ;;
-  fd377a58) payload $((length - 4)) | xz -dcq ;;
-  1f8b08*) payload "$length" | gzip -dcq ;;
-  *) die "$kernel is compressed in a way this script does not know (magic $magic)" ;;
-esac >"$work/out/vmlinux"
-[ "$(stat -c %s "$work/out/vmlinux")" = "$size" ] || die "vmlinux has not the $size bytes that its header promises"
-[ "$(od -An -tx1 -N 4 "$work/out/vmlinux" | tr -d ' ')" = 7f454c46 ] || die 'vmlinux is no ELF file'
+mkdir "$work/root" "$work/out"
+# The same files under two names.
+ln "$kernel/vmlinuz" "$kernel/vmlinux" "$work/out/"
 
 say 'packing initrd.img'
 root=$work/root
@@ -91,8 +64,8 @@ for applet in $applets; do ln -s busybox "$root/bin/$applet"; done
 for page in poweroff panic reboot exit; do ln -s act "$root/www/cgi-bin/$page"; done
 gcc -static -Os -s -Wall -Wextra -Werror -o "$root/bin/guestctl" "$here/guestctl.c"
 for module in $modules; do
-  file=$(find "$work/kernel/lib/modules" -name "$module.ko")
-  [ -n "$file" ] || die "$kernel has no module $module"
+  file=$(find "$kernel/modules" -name "$module.ko")
+  [ -n "$file" ] || die "the kernel has no module $module"
   cp "$file" "$root/lib/modules/"
 done
 find "$root" -exec touch -hd @0 {} + # the same inputs give the same bytes

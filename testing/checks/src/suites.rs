@@ -29,6 +29,7 @@ const fn minutes(minutes: u64) -> Duration {
 /// | tidy | formatting, lints | `check …` lines |
 /// | conformance | Nomad's own loader, harness and descriptors, in Go | Go's `--- PASS: …` |
 /// | cargo | unit, golden, property and tidy tests of all crates | libtest's `test … ok` |
+/// | vm | what needs another kernel than the host's, in a machine that runs Debian's | `check …` lines |
 /// | e2e | a real Nomad agent, real QEMU, real guests | libtest's `test … ok` |
 /// | jobs | the examples in `jobs/`, run as they stand | `check …` lines |
 /// | demo | `make demo` in a clean clone | `check …` lines |
@@ -40,6 +41,7 @@ pub fn table() -> Vec<Suite> {
         ("tidy", "testing/checks/tidy.sh", 0, minutes(20)),
         ("conformance", "testing/nomad/test.sh", 0, minutes(20)),
         ("cargo", CARGO, 1, minutes(30)),
+        ("vm", "testing/vm/test.sh", 1, minutes(20)),
         ("e2e", E2E, 2, minutes(60)),
         ("jobs", "testing/jobs/test.sh", 3, minutes(20)),
         ("demo", "testing/demo/test.sh", 4, minutes(30)),

@@ -10,6 +10,9 @@ mod order;
 mod stats;
 mod tasks;
 
+#[cfg(test)]
+mod cgroup2_tests;
+
 use std::sync::{Arc, PoisonError, RwLock};
 
 use go_plugin::{MAX_MESSAGE_BYTES, Plugin};
@@ -39,13 +42,7 @@ pub(crate) struct Driver {
 
 /// The services of this plugin.
 pub(crate) fn routes(plugin: &Plugin) -> Routes {
-    let driver = Arc::new(Driver {
-        plugin: plugin.clone(),
-        tasks: Registry::default(),
-        events: Events::new(),
-        reaper: Reaper::default(),
-        instance: RwLock::new(None),
-    });
+    let driver = Arc::new(Driver::new(plugin));
     let base = BasePluginServer::new(base::Service(Arc::clone(&driver)))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -56,6 +53,16 @@ pub(crate) fn routes(plugin: &Plugin) -> Routes {
 }
 
 impl Driver {
+    fn new(plugin: &Plugin) -> Self {
+        Self {
+            plugin: plugin.clone(),
+            tasks: Registry::default(),
+            events: Events::new(),
+            reaper: Reaper::default(),
+            instance: RwLock::new(None),
+        }
+    }
+
     /// The configured instance.
     pub(crate) fn instance(&self) -> Result<Arc<Instance>, Failure> {
         let instance = self
