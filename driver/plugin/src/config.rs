@@ -513,7 +513,7 @@ fn absolute(name: &'static str, value: &str) -> Result<PathBuf, OptionsError> {
     let path = PathBuf::from(value);
     let plain =
         !value.chars().any(char::is_control) && !path.components().any(|part| part.as_os_str() == "..");
-    if path.is_absolute() && plain {
+    if path.is_absolute() && path.parent().is_some() && plain {
         Ok(path)
     } else {
         Err(OptionsError::Path {

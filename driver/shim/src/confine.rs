@@ -15,9 +15,9 @@ use crate::isolate::{self, IsolateError};
 /// Why a process could not be confined.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfineError {
-    /// The process could not end what it is about to start.
-    #[error("this process has not the capability CAP_KILL, without which nobody could end QEMU")]
-    Powerless,
+    /// The process could not end what it is about to start, or not pin its threads.
+    #[error("this process has not the capability {0}, without which it can't {1}")]
+    Powerless(&'static str, &'static str),
     /// A capability can't be given up.
     #[error("capabilities can't be given up")]
     Capabilities(#[source] Errno),
@@ -35,9 +35,6 @@ pub(crate) enum ConfineError {
     SystemCalls(#[from] seccompiler::Error),
 }
 
-/// Highest capability number of which a kernel was ever asked.
-const CAPABILITY_MAX: u32 = 63;
-
 /// The supervisor, when it is nobody already.
 pub(crate) fn supervisor(isolation: Option<&Isolation>) -> Result<(), ConfineError> {
     let Some(isolation) = isolation else { return Ok(()) };
@@ -50,13 +47,29 @@ pub(crate) fn supervisor(isolation: Option<&Isolation>) -> Result<(), ConfineErr
     Ok(())
 }
 
-/// Whether the monitor has the one power that it can't do without, asked before there is a QEMU.
-pub(crate) fn can_kill() -> Result<(), ConfineError> {
+/// What the monitor can't do without, by capability.
+const NEEDED: [(CapabilitySet, &str, &str); 2] = [
+    (CapabilitySet::KILL, "CAP_KILL", "end QEMU"),
+    (CapabilitySet::SYS_NICE, "CAP_SYS_NICE", "pin virtual processors"),
+];
+
+/// The capabilities that the monitor keeps. Without the power to kill, its death would not be QEMU's: the kernel asks as for any
+/// signal.
+fn kept(pins: bool) -> CapabilitySet {
+    let mut kept = CapabilitySet::KILL;
+    kept.set(CapabilitySet::SYS_NICE, pins);
+    kept
+}
+
+/// Whether the monitor has the powers that it will need, asked before there is a QEMU.
+pub(crate) fn has_power(pins: bool) -> Result<(), ConfineError> {
     let sets = rustix::thread::capabilities(None).map_err(ConfineError::Capabilities)?;
-    if sets.effective.contains(CapabilitySet::KILL) {
-        Ok(())
-    } else {
-        Err(ConfineError::Powerless)
+    let lacking = |(capability, ..): &&(CapabilitySet, _, _)| {
+        kept(pins).contains(*capability) && !sets.effective.contains(*capability)
+    };
+    match NEEDED.iter().find(lacking) {
+        Some((_, name, what)) => Err(ConfineError::Powerless(name, what)),
+        None => Ok(()),
     }
 }
 
@@ -67,20 +80,7 @@ pub(crate) fn monitor(
     groups: &[PathBuf],
     pins: bool,
 ) -> Result<(), ConfineError> {
-    // Without the power to kill, its death would not be QEMU's: the kernel asks as for any signal.
-    let mut kept = CapabilitySet::KILL;
-    kept.set(CapabilitySet::SYS_NICE, pins);
-    for number in 0..=CAPABILITY_MAX {
-        let capability = CapabilitySet::from_bits_retain(1 << number);
-        if kept.contains(capability) {
-            continue;
-        }
-        match rustix::thread::remove_capability_from_bounding_set(capability) {
-            // The kernel has no more, or this process never had the power: without exec the set gives nothing.
-            Err(Errno::INVAL | Errno::PERM) => break,
-            other => other.map_err(ConfineError::Capabilities)?,
-        }
-    }
+    let kept = kept(pins);
     let sets = CapabilitySets {
         effective: kept,
         permitted: kept,

@@ -13,8 +13,9 @@ use seccompiler::{
 };
 use steppe_vm::plan::Network;
 
-/// Addresses of what the launch's own execve is called with: file name, arguments, environment.
-pub(crate) type Execve = [u64; 3];
+/// What the launch's own execve carries in the three registers that the call doesn't use, so that nobody else's passes: random
+/// numbers, of which nothing is left once the program is another.
+pub(crate) type Secret = [u64; 3];
 
 /// The error of a refused call.
 const REFUSED: SeccompAction = SeccompAction::Errno(libc::EPERM.cast_unsigned());
@@ -32,7 +33,6 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_pidfd_getfd,
     libc::SYS_pidfd_send_signal,
     libc::SYS_kill,
-    libc::SYS_tkill,
     libc::SYS_rt_sigqueueinfo,
     libc::SYS_rt_tgsigqueueinfo,
     libc::SYS_migrate_pages,
@@ -137,7 +137,31 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_setdomainname,
     // All of its disks at once.
     libc::SYS_sync,
+    libc::SYS_syncfs,
+    // What it is kept from, and what is mounted.
+    libc::SYS_capget,
+    libc::SYS_landlock_create_ruleset,
+    libc::SYS_landlock_add_rule,
+    libc::SYS_landlock_restrict_self,
+    libc::SYS_memfd_secret,
+    CACHESTAT,
+    STATMOUNT,
+    LISTMOUNT,
+    LSM_GET_SELF_ATTR,
+    LSM_SET_SELF_ATTR,
+    LSM_LIST_MODULES,
 ];
+
+/// System calls that the C library's headers don't name yet (arch/x86/entry/syscalls/syscall_64.tbl).
+const CACHESTAT: libc::c_long = 451;
+const STATMOUNT: libc::c_long = 457;
+const LISTMOUNT: libc::c_long = 458;
+const LSM_GET_SELF_ATTR: libc::c_long = 459;
+const LSM_SET_SELF_ATTR: libc::c_long = 460;
+const LSM_LIST_MODULES: libc::c_long = 461;
+
+/// The highest number that the lists here were made with (mseal). What a kernel adds later, it is to deny knowing.
+const HIGHEST: u32 = 462;
 
 /// Flags of clone(2) that make a namespace. Without them and with CLONE_THREAD it makes a thread, which QEMU needs.
 const NAMESPACE_FLAGS: [libc::c_int; 7] = [
@@ -151,7 +175,7 @@ const NAMESPACE_FLAGS: [libc::c_int; 7] = [
 ];
 
 /// Options of prctl(2) that would loosen what the launch has set: first of all the bond to the shim's life.
-const PRCTL_DENIED: [libc::c_int; 7] = [
+const PRCTL_DENIED: [libc::c_int; 9] = [
     libc::PR_SET_PDEATHSIG,
     libc::PR_SET_KEEPCAPS,
     libc::PR_SET_SECUREBITS,
@@ -159,10 +183,26 @@ const PRCTL_DENIED: [libc::c_int; 7] = [
     libc::PR_SET_PTRACER,
     libc::PR_CAP_AMBIENT,
     libc::PR_SET_CHILD_SUBREAPER,
+    libc::PR_SCHED_CORE,
+    PR_SET_MEMORY_MERGE,
 ];
+
+/// Lets all memory be merged with others' (linux/prctl.h).
+const PR_SET_MEMORY_MERGE: libc::c_int = 67;
 
 /// Requests of ioctl(2) that put words into a terminal's input.
 const IOCTL_DENIED: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
+
+/// Requests of ioctl(2) for sockets, all but the last byte: also a unix socket answers for the network in which it was made.
+const IOCTL_SOCKETS: (u64, u64) = (0xffff_ff00, 0x8900);
+
+/// Options of a socket that attach a program to it (SOL_SOCKET: SO_ATTACH_FILTER, SO_ATTACH_BPF, and for groups of sockets).
+const SOCKET_PROGRAMS: [libc::c_int; 4] = [
+    libc::SO_ATTACH_FILTER,
+    libc::SO_ATTACH_BPF,
+    libc::SO_ATTACH_REUSEPORT_CBPF,
+    libc::SO_ATTACH_REUSEPORT_EBPF,
+];
 
 /// Calls that say something of another process, by the argument that is 0 where it is the caller.
 const OF_OTHERS: [(libc::c_long, u8); 9] = [
@@ -255,9 +295,8 @@ const BOTH: &[libc::c_long] = &[
     libc::SYS_connect,
 ];
 
-/// QEMU's filter. Of all calls of execve only the launch's own passes: nobody else can know its three addresses, and
-/// nothing lies there once QEMU runs.
-pub(crate) fn qemu(execve: Execve, network: Network) -> Result<BpfProgram, BackendError> {
+/// QEMU's filter. Of all calls of execve only the launch's own passes.
+pub(crate) fn qemu(secret: Secret, network: Network) -> Result<BpfProgram, BackendError> {
     use SeccompCmpArgLen::{Dword, Qword};
     use SeccompCmpOp::{Eq, Gt, MaskedEq, Ne};
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
@@ -273,8 +312,8 @@ pub(crate) fn qemu(execve: Execve, network: Network) -> Result<BpfProgram, Backe
     for flag in NAMESPACE_FLAGS.map(word) {
         refuse(libc::SYS_clone, 0, Qword, MaskedEq(flag), flag)?;
     }
-    for (argument, address) in (0..).zip(execve) {
-        refuse(libc::SYS_execve, argument, Qword, Ne, address)?;
+    for (argument, number) in (3..).zip(secret) {
+        refuse(libc::SYS_execve, argument, Qword, Ne, number)?;
     }
     for option in PRCTL_DENIED.map(word) {
         refuse(libc::SYS_prctl, 0, Dword, Eq, option)?;
@@ -282,6 +321,13 @@ pub(crate) fn qemu(execve: Execve, network: Network) -> Result<BpfProgram, Backe
     for request in IOCTL_DENIED {
         refuse(libc::SYS_ioctl, 1, Dword, Eq, request)?;
     }
+    let (mask, sockets) = IOCTL_SOCKETS;
+    refuse(libc::SYS_ioctl, 1, Dword, MaskedEq(mask), sockets)?;
+    for option in SOCKET_PROGRAMS.map(word) {
+        refuse(libc::SYS_setsockopt, 2, Dword, Eq, option)?;
+    }
+    let merge = word(libc::MADV_MERGEABLE);
+    refuse(libc::SYS_madvise, 2, Dword, Eq, merge)?;
     for (number, argument) in OF_OTHERS {
         refuse(number, argument, Dword, Ne, 0)?;
     }
@@ -305,6 +351,22 @@ pub(crate) fn qemu(execve: Execve, network: Network) -> Result<BpfProgram, Backe
             refuse(libc::SYS_socket, 1, Dword, MaskedEq(bit), bit)?;
         }
     }
+    // 0 is the usual protocol of its kind. Others, such as SCTP, connect by sending.
+    let mut protocols = vec![0, libc::IPPROTO_TCP];
+    if network == Network::Host {
+        protocols.push(libc::IPPROTO_UDP);
+    }
+    let other = |protocol: libc::c_int| SeccompCondition::new(2, Dword, Ne, word(protocol));
+    let others: Vec<_> = protocols.into_iter().map(other).collect::<Result<_, _>>()?;
+    rules
+        .entry(libc::SYS_socket)
+        .or_default()
+        .push(SeccompRule::new(others)?);
+    let mut refuse = |number: libc::c_long, argument, length, operator, value| {
+        let rule = SeccompRule::new(vec![SeccompCondition::new(argument, length, operator, value)?])?;
+        rules.entry(number).or_default().push(rule);
+        Ok::<_, BackendError>(())
+    };
     // It is connected to, through forwarded ports; it connects to nobody, by no call.
     for (number, argument) in [
         (libc::SYS_sendto, 3),
@@ -342,38 +404,122 @@ fn allow(own: &[libc::c_long]) -> Result<BpfProgram, BackendError> {
     compile(rules.collect(), REFUSED, SeccompAction::Allow)
 }
 
+/// A program that finds a call's number by halving: the kernel runs it once for each number when it is set, to know which
+/// calls it never has to ask about, and a list in a row made that the dearest step of a start.
 fn compile(
     rules: BTreeMap<i64, Vec<SeccompRule>>,
     otherwise: SeccompAction,
     listed: SeccompAction,
 ) -> Result<BpfProgram, BackendError> {
-    SeccompFilter::new(rules, otherwise, listed, TargetArch::x86_64)?.try_into()
+    let code = |action: &SeccompAction| match action {
+        SeccompAction::Allow => libc::SECCOMP_RET_ALLOW,
+        SeccompAction::Errno(errno) => libc::SECCOMP_RET_ERRNO | errno,
+        _ => libc::SECCOMP_RET_KILL_PROCESS,
+    };
+    // Where each run of numbers with the same answer begins.
+    let mut runs: Vec<(u32, Leaf)> = vec![(0, Leaf::Answer(code(&otherwise)))];
+    for (number, conditions) in &rules {
+        let number = u32::try_from(*number).unwrap_or(u32::MAX);
+        let leaf = if conditions.is_empty() {
+            Leaf::Answer(code(&listed))
+        } else {
+            Leaf::Conditions
+        };
+        let _superseded = runs.pop_if(|(from, _)| *from == number);
+        if runs.last().is_none_or(|(_, last)| *last != leaf) {
+            runs.push((number, leaf));
+        }
+        runs.push((number + 1, Leaf::Answer(code(&otherwise))));
+    }
+    let mut tree = Vec::new();
+    decide(&runs, &mut tree);
+    // Calls with conditions go on behind the tree.
+    let length = tree.len();
+    for (at, instruction) in tree.iter_mut().enumerate() {
+        if *instruction == CONDITIONS {
+            instruction.k = u32::try_from(length - at - 1).unwrap_or_default();
+        }
+    }
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let mut program = vec![
+        // struct seccomp_data: the number at 0, the architecture at 4 (AUDIT_ARCH_X86_64).
+        instruction(load, 0, 0, 4),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, 0, 0xC000_003E),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+        instruction(load, 0, 0, 0),
+    ];
+    program.extend(tree);
+    let conditional: BTreeMap<_, _> = rules.into_iter().filter(|(_, rules)| !rules.is_empty()).collect();
+    if !conditional.is_empty() {
+        let rest: BpfProgram =
+            SeccompFilter::new(conditional, otherwise, listed, TargetArch::x86_64)?.try_into()?;
+        program.extend(rest);
+    }
+    Ok(program)
 }
 
-/// Calls that a kernel is to deny knowing, before the list is looked at. clone3 keeps its flags in memory, where no filter
-/// sees them: the C library falls back to clone. Numbers from x32's bit on are the same calls once more, by numbers that
-/// the list doesn't have.
-fn prologue() -> BpfProgram {
-    /// Bit of the system calls of x32 (`__X32_SYSCALL_BIT`).
-    const X32: u32 = 0x4000_0000;
-    const CLONE3: u32 = 435;
-    let instruction = |code: u32, jt, jf, k| sock_filter {
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaf {
+    Answer(u32),
+    Conditions,
+}
+
+/// A jump whose distance is not known yet.
+const CONDITIONS: sock_filter = sock_filter {
+    code: 0x05, // BPF_JMP | BPF_JA
+    jt: 0,
+    jf: 0,
+    k: u32::MAX,
+};
+
+fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> sock_filter {
+    sock_filter {
         // Classic BPF's codes have 8 bits.
         code: u16::try_from(code).unwrap_or_default(),
         jt,
         jf,
         k,
-    };
+    }
+}
+
+/// Adds what decides between runs of numbers.
+fn decide(runs: &[(u32, Leaf)], program: &mut BpfProgram) {
+    if let [(_, leaf)] = runs {
+        program.push(match leaf {
+            Leaf::Answer(answer) => instruction(libc::BPF_RET | libc::BPF_K, 0, 0, *answer),
+            Leaf::Conditions => CONDITIONS,
+        });
+        return;
+    }
+    let (low, high) = runs.split_at(runs.len() / 2);
+    let Some((from, _)) = high.first() else { return };
+    let mut lower = Vec::new();
+    decide(low, &mut lower);
+    let at_least = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    if let Ok(length) = u8::try_from(lower.len()) {
+        program.push(instruction(at_least, length, 0, *from));
+    } else {
+        program.push(instruction(at_least, 0, 1, *from));
+        let length = u32::try_from(lower.len()).unwrap_or_default();
+        program.push(instruction(libc::BPF_JMP | libc::BPF_JA, 0, 0, length));
+    }
+    program.extend(lower);
+    decide(high, program);
+}
+
+/// Calls that a kernel is to deny knowing, before the list is looked at. clone3 keeps its flags in memory, where no filter
+/// sees them: the C library falls back to clone. Beyond the highest number come calls that nobody here knows, and, with a bit
+/// of their own, x32's, which are the same calls once more.
+fn prologue() -> BpfProgram {
+    const CLONE3: u32 = 435;
     let unknown = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
-    let load_number = instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0);
-    let if_at_least = |k, jt, jf| instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, jt, jf, k);
-    let if_equal = |k, jt, jf| instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, jt, jf, k);
-    let answer = instruction(libc::BPF_RET | libc::BPF_K, 0, 0, unknown);
+    let jump = libc::BPF_JMP | libc::BPF_K;
     vec![
-        load_number,
-        if_at_least(X32, 1, 0),
-        if_equal(CLONE3, 0, 1),
-        answer,
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        instruction(jump | libc::BPF_JGT, 1, 0, HIGHEST),
+        instruction(jump | libc::BPF_JEQ, 0, 1, CLONE3),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, unknown),
     ]
 }
 

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use seccompiler::BpfProgram;
 use steppe_vm::plan::{Isolation, Kernel, Network, Visible};
 
-use crate::filter::{self, Execve};
+use crate::filter::{self, Secret};
 
 /// The newest Landlock that the rules below were written for. A kernel with an older one does what it knows.
 const LANDLOCK: ABI = ABI::V6;
@@ -88,27 +88,41 @@ const LANDLOCK_VERSION: u32 = 1;
 /// Namespaces that every isolated process gets.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
-/// What this kernel can do for who we are. The calling process moves into new namespaces if it can.
+/// What this kernel can do for who we are, found by doing it: the calling process is isolated afterwards, as far as it can be.
 pub(crate) fn kernel() -> Kernel {
-    let refuse = libc::SECCOMP_RET_ERRNO;
-    // SAFETY: system calls on numbers and on one that outlives them; this program has one thread.
-    unsafe {
-        let abi = libc::syscall(
+    // SAFETY: a system call on numbers.
+    let abi = unsafe {
+        libc::syscall(
             libc::SYS_landlock_create_ruleset,
             std::ptr::null::<libc::c_void>(),
             0,
             LANDLOCK_VERSION,
-        );
-        let seccomp = libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_GET_ACTION_AVAIL,
-            0,
-            &raw const refuse,
-        );
+        )
+    };
+    let abi = u32::try_from(abi).unwrap_or(0);
+    let alone = |part: &dyn Fn(&mut Isolation)| {
+        let mut isolation = Isolation {
+            namespaces: false,
+            landlock: false,
+            seccomp: false,
+            network: Network::None,
+            root: vec![Visible::Device("/dev/null".into())],
+        };
+        part(&mut isolation);
+        prepare(&isolation, &[], None, [0; 3]).ok()
+    };
+    let landlock = alone(&|isolation| isolation.landlock = true);
+    let root = alone(&|isolation| isolation.namespaces = true);
+    let filter = alone(&|isolation| isolation.seccomp = true);
+    // SAFETY: system calls only; this program has one thread.
+    unsafe {
+        let namespaces = root.is_some_and(|isolated| isolated.enter_root().is_ok());
+        let landlock = landlock.is_some_and(|isolated| isolated.enter_landlock().is_ok());
+        let seccomp = filter.is_some_and(|isolated| isolated.enter_filter().is_ok());
         Kernel {
-            namespaces: libc::unshare(NAMESPACES | libc::CLONE_NEWNET) == 0,
-            landlock_abi: u32::try_from(abi).unwrap_or(0),
-            seccomp: seccomp == 0,
+            namespaces,
+            landlock_abi: if landlock { abi } else { 0 },
+            seccomp,
         }
     }
 }
@@ -119,7 +133,7 @@ pub(crate) fn prepare(
     isolation: &Isolation,
     own: &[&OwnedFd],
     network: Option<OwnedFd>,
-    execve: Execve,
+    secret: Secret,
 ) -> Result<Isolated, IsolateError> {
     Ok(Isolated {
         root: isolation
@@ -129,7 +143,7 @@ pub(crate) fn prepare(
         landlock: isolation.landlock.then(|| landlock(isolation, own)).transpose()?,
         filter: isolation
             .seccomp
-            .then(|| filter::qemu(execve, isolation.network))
+            .then(|| filter::qemu(secret, isolation.network))
             .transpose()?,
     })
 }

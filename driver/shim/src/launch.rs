@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use steppe_vm::plan::{Access, DESCRIPTOR_NUMBER_MAX, LaunchPlan, Limits, Source};
 
+use crate::filter::Secret;
 use crate::isolate::{self, IsolateError, Isolated};
 
 /// Why a process could not be started.
@@ -103,6 +104,8 @@ pub(crate) struct Prepared {
     /// The processors that it may use, where the plan names any.
     cpus: Option<libc::cpu_set_t>,
     isolated: Option<Isolated>,
+    /// What execve must carry to pass the filter.
+    secret: Secret,
     uid: u32,
     gid: u32,
 }
@@ -147,6 +150,7 @@ pub(crate) fn prepare(
             descriptors.push((above(opened)?, descriptor.number));
         }
     }
+    let secret = random()?;
     let isolated = match &plan.isolation {
         None => None,
         Some(isolation) => {
@@ -155,13 +159,7 @@ pub(crate) fn prepare(
                 .filter_map(|place| descriptors.get(place))
                 .map(|(file, _): &(OwnedFd, RawFd)| file)
                 .collect();
-            let execve = [
-                program_c.as_ptr().addr(),
-                argv.as_ptr().addr(),
-                envp.as_ptr().addr(),
-            ];
-            let execve = execve.map(|address| address as u64);
-            let mut isolated = isolate::prepare(isolation, &own, network, execve)?;
+            let mut isolated = isolate::prepare(isolation, &own, network, secret)?;
             // Needed after the program's descriptors are in their places.
             isolated.landlock = isolated.landlock.map(above).transpose()?;
             Some(isolated)
@@ -183,9 +181,22 @@ pub(crate) fn prepare(
         limits: plan.limits,
         cpus: (!plan.cpus.is_empty()).then(|| cpu_set(&plan.cpus)),
         isolated,
+        secret,
         uid: plan.uid,
         gid: plan.gid,
     })
+}
+
+/// Numbers that nobody can guess.
+fn random() -> Result<Secret, LaunchError> {
+    let mut secret = [0; 3];
+    // SAFETY: the kernel writes within the bounds given; of so few bytes all or none.
+    let length = unsafe { libc::getrandom(secret.as_mut_ptr().cast(), size_of_val(&secret), 0) };
+    if usize::try_from(length) == Ok(size_of_val(&secret)) {
+        Ok(secret)
+    } else {
+        Err(system("getrandom")(Errno::AGAIN))
+    }
 }
 
 /// The kernel's set of these processors.
@@ -421,11 +432,17 @@ unsafe fn become_program(prepared: &Prepared, parent: Pid) -> (u8, i32) {
                 return (4, errno());
             }
         }
-        drop_bounding_set();
+        // Keys of whoever started us: in a session of its own there are none.
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            std::ptr::null::<libc::c_char>(),
+        );
         // Groups first: without the user's power they could not be changed any more.
         if libc::setgroups(0, std::ptr::null()) != 0
             || libc::setresgid(prepared.gid, prepared.gid, prepared.gid) != 0
             || libc::setresuid(prepared.uid, prepared.uid, prepared.uid) != 0
+            || drop_capabilities() != 0
         {
             return (5, errno());
         }
@@ -449,28 +466,87 @@ unsafe fn become_program(prepared: &Prepared, parent: Pid) -> (u8, i32) {
         {
             return (9, errno);
         }
-        // With these very addresses, which the filter knows.
-        libc::execve(
+        let [first, second, third] = prepared.secret;
+        libc::syscall(
+            libc::SYS_execve,
             prepared.program_c.as_ptr(),
             prepared.argv.as_ptr(),
             prepared.envp.as_ptr(),
+            first,
+            second,
+            third,
         );
         (10, errno())
     }
 }
 
-/// Takes from the calling process, and from whatever it executes, the chance to ever have a capability.
+/// Asks for an anonymous session keyring (linux/keyctl.h).
+const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+
+/// Takes every capability from the calling process. A change of user does so too, but not for a process that was started with
+/// ambient ones, or with their keeping secured. Returns 0, or not and sets errno.
 ///
 /// # Safety
 /// May be called between fork and exec: system calls only.
-unsafe fn drop_bounding_set() {
-    for capability in 0..=CAPABILITY_MAX {
-        // SAFETY: a plain system call. It fails past the kernel's last one, and for who has not the power, to whom the set
-        // gives nothing.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
-            break;
+unsafe fn drop_capabilities() -> libc::c_long {
+    /// `_LINUX_CAPABILITY_VERSION_3`, and the calling process.
+    const HEADER: [u32; 2] = [0x2008_0522, 0];
+    // Effective, permitted and inheritable, twice 32 bits of each.
+    let none = [0u32; 6];
+    // SAFETY: system calls on arrays of the size that the kernel reads.
+    unsafe {
+        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+        libc::syscall(libc::SYS_capset, HEADER.as_ptr(), none.as_ptr())
+    }
+}
+
+/// Takes back what the caller's caller may have set for itself and the VM's processes would inherit: real-time scheduling,
+/// priorities, an address space that is laid out the same each time. And the chance to ever gain a capability.
+pub(crate) fn reset_inherited() {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: plain system calls. Where one is refused, the host's administrator has his reasons; the bounding set ends with
+    // the kernel's last capability, and gives nothing to who has not the power to empty it.
+    unsafe {
+        let parameters: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameters);
+        libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, 0);
+        libc::personality(0);
+        let mut capability = 0;
+        while capability <= CAPABILITY_MAX && libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) == 0 {
+            capability += 1;
         }
     }
+}
+
+/// Closes every descriptor from 3 on but these: whoever started us may have left some open.
+pub(crate) fn close_all_but(kept: &[RawFd]) {
+    let mut kept: Vec<libc::c_uint> = kept.iter().filter_map(|fd| (*fd).try_into().ok()).collect();
+    kept.sort_unstable();
+    let mut from = 3;
+    for fd in kept.into_iter().filter(|fd| *fd >= 3) {
+        if from < fd {
+            // SAFETY: nothing in this process has opened a descriptor yet.
+            unsafe { libc::close_range(from, fd - 1, 0) };
+        }
+        from = fd.saturating_add(1);
+    }
+    // SAFETY: the same.
+    unsafe { libc::close_range(from, libc::c_uint::MAX, 0) };
+}
+
+/// Whether a thread is one of a process's.
+pub(crate) fn is_thread_of(process: Pid, thread: Pid) -> bool {
+    // SAFETY: signal 0 is none: the kernel looks whether there is such a thread and no more.
+    let found = unsafe {
+        libc::syscall(
+            libc::SYS_tgkill,
+            process.as_raw_nonzero().get(),
+            thread.as_raw_nonzero().get(),
+            0,
+        )
+    };
+    found == 0
 }
 
 /// Highest capability number that a kernel could have.
@@ -503,12 +579,12 @@ pub(crate) fn fork_supervisor() -> Result<Option<(Pid, OwnedFd)>, LaunchError> {
 /// Gives up root for good: this user, no groups, no capabilities, none to come, no new privileges, dead when the monitor is.
 pub(crate) fn become_unprivileged(uid: u32, monitor: Pid) -> Result<(), LaunchError> {
     let id = libc::id_t::from(uid);
-    // SAFETY: plain system calls; leaving root clears every capability.
+    // SAFETY: plain system calls.
     let dropped = unsafe {
-        drop_bounding_set();
         libc::setgroups(0, std::ptr::null()) == 0
             && libc::setresgid(id, id, id) == 0
             && libc::setresuid(id, id, id) == 0
+            && drop_capabilities() == 0
     };
     if !dropped {
         return Err(system("giving up root")(

@@ -131,6 +131,8 @@ fn kernel() -> Result<u8, Error> {
 
 /// Boots a VM by hand.
 fn run(path: &Path) -> Result<u8, Error> {
+    launch::close_all_but(&[]);
+    launch::reset_inherited();
     let plan = read_plan(path)?;
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NotRoot);
@@ -161,6 +163,8 @@ fn run(path: &Path) -> Result<u8, Error> {
 /// Runs a task's VM for the driver. A failure before QEMU runs is told to the driver over its connection.
 fn supervise(options: &[&str]) -> Result<u8, Error> {
     let mut options = Options::read(options)?;
+    launch::close_all_but(&options.descriptors());
+    launch::reset_inherited();
     // Signals for the agent's terminal are not for the VM. Fails only where this is a session of its own already.
     let _ = rustix::process::setsid();
     let lock = options.inherited("--lock-fd")?;
@@ -282,6 +286,15 @@ impl Options {
             .unwrap_or_default()
             .into_iter()
             .map(PathBuf::from)
+            .collect()
+    }
+
+    /// The numbers of the descriptors that the options name.
+    fn descriptors(&self) -> Vec<i32> {
+        let named = self.0.iter().filter(|(name, _)| name.ends_with("-fd"));
+        named
+            .flat_map(|(_, values)| values)
+            .filter_map(|value| value.parse().ok())
             .collect()
     }
 

@@ -145,7 +145,7 @@ pub(crate) fn run(
             steppe_points::reach(point, &name.to_string_lossy());
         }
     };
-    confine::can_kill()?;
+    confine::has_power(!plan.cpus.is_empty())?;
     reach("shim.cgroups.before");
     for leaf in &surroundings.shim_cgroups {
         let tasks = launch::open_cgroup(leaf)?;
@@ -343,8 +343,8 @@ impl Machine<'_> {
             return Errno::INVAL.raw_os_error();
         };
         // The supervisor's word is not believed: a thread of anybody else is nobody's business here.
-        let of_qemu = PathBuf::from(format!("/proc/{qemu}/task/{thread}"));
-        let (Some(thread), true) = (Pid::from_raw(thread), of_qemu.exists()) else {
+        let thread = Pid::from_raw(thread).filter(|thread| launch::is_thread_of(qemu, *thread));
+        let Some(thread) = thread else {
             return Errno::SRCH.raw_os_error();
         };
         let mut cpus = rustix::thread::CpuSet::new();
@@ -369,13 +369,14 @@ fn watch(
     reach("shim.execute.before");
     let (qemu_pid, qemu) = launch::spawn(&prepared)?;
     // QEMU's locks on its disks belong to the open files: our copies must not keep them alive.
-    drop((prepared, teller.take()));
+    drop(prepared);
     if let Err(error) = machine.confine() {
         // Nothing has run yet that would be worth to be kept.
         kill(&qemu);
         let _status = wait_status(qemu_pid);
         return Err(error.into());
     }
+    drop(teller.take());
     helper.tell(Fact::Executed {
         pid: qemu_pid.as_raw_nonzero().get(),
     });

@@ -96,8 +96,8 @@ struct Supervisor {
     continue_at_once: bool,
     pending: Vec<(CommandId, Pending)>,
     cpus: Vec<u32>,
-    /// How many threads are not pinned yet.
-    unpinned: usize,
+    /// Threads that are not pinned yet, the last first.
+    unpinned: Vec<i32>,
     qemu_pid: i32,
     state: State,
     reason: Reason,
@@ -165,7 +165,7 @@ impl Supervisor {
             continue_at_once: inherited.continue_at_once,
             pending: Vec::new(),
             cpus: inherited.cpus.to_vec(),
-            unpinned: 0,
+            unpinned: Vec::new(),
             qemu_pid: 0,
             state: State::Starting,
             reason: Reason::None,
@@ -508,10 +508,21 @@ impl Supervisor {
             self.give_up("QEMU does not say which threads its virtual processors are");
             return;
         }
-        self.unpinned = threads.len();
-        for (thread, index) in threads.into_iter().zip(0..) {
-            let _ = link::send_wish(&self.link, &Wish::Pin { thread, index });
-        }
+        self.unpinned = threads.into_iter().rev().collect();
+        self.pin_next();
+    }
+
+    /// Asks for one thread at a time: the socket has no room for all of a large machine's.
+    fn pin_next(&mut self) {
+        let Some(thread) = self.unpinned.last() else {
+            return;
+        };
+        let index = self.cpus.len() - self.unpinned.len();
+        let wish = Wish::Pin {
+            thread: *thread,
+            index: u16::try_from(index).unwrap_or(u16::MAX),
+        };
+        let _ = link::send_wish(&self.link, &wish);
     }
 
     fn on_pinned(&mut self, errno: i32) {
@@ -523,10 +534,10 @@ impl Supervisor {
             ));
             return;
         }
-        self.unpinned = self.unpinned.saturating_sub(1);
-        if self.unpinned == 0
-            && let Some(mut qmp) = self.qmp.take()
-        {
+        let _pinned = self.unpinned.pop();
+        if !self.unpinned.is_empty() {
+            self.pin_next();
+        } else if let Some(mut qmp) = self.qmp.take() {
             self.on_prepared(&mut qmp);
             self.qmp = Some(qmp);
         }

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 /// [`LaunchPlan::isolation`] and two limits.
 pub const PLAN_VERSION: u32 = 3;
 
+/// The version from which on a plan must say what its program is kept from.
+const ISOLATION_VERSION: u32 = 3;
+
 /// Oldest version that is read.
 pub const PLAN_VERSION_MIN: u32 = 1;
 
@@ -200,13 +203,15 @@ pub enum Access {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Largest core file in bytes. 0: guest memory never reaches the host's disk.
+    /// Largest core file in bytes. 1: guest memory never reaches the host's disk. 0 would forbid files only; the kernel hands a
+    /// core to a program of the host's (core(5), a pattern that begins with a pipe) unless the limit is just 1.
     pub core_bytes: u64,
     /// Largest number of open files.
     pub open_files: u64,
     /// Largest number of processes and threads of the (unique) user id.
     pub processes: u64,
-    /// Largest size in bytes to which a file may be written: no disk grows beyond what its guest was given. Absent: no limit.
+    /// Largest size in bytes to which a file may be written: no disk grows beyond the largest that its guest was given. Absent: no
+    /// limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_bytes: Option<u64>,
     /// Most bytes kept from being swapped out. Absent in plans of versions 1 and 2: the host's default.
@@ -219,7 +224,7 @@ impl Default for Limits {
     /// threads of its I/O pool.
     fn default() -> Self {
         Self {
-            core_bytes: 0,
+            core_bytes: 1,
             open_files: 1024,
             processes: 512,
             file_bytes: None,
@@ -249,6 +254,9 @@ pub enum PlanError {
     /// QEMU must not run as root.
     #[error("the launch plan would run the program as root")]
     Root,
+    /// A plan of today says what the program is kept from, be it nothing.
+    #[error("the launch plan does not say what the program is kept from")]
+    Isolation,
     /// A path of the program's root is not absolute, or leads upwards.
     #[error(
         "the launch plan puts {0:?} into the program's root, which is not an absolute path without \"..\""
@@ -297,6 +305,9 @@ impl LaunchPlan {
         }
         if plan.uid == 0 || plan.gid == 0 {
             return Err(PlanError::Root);
+        }
+        if plan.isolation.is_none() && plan.version >= ISOLATION_VERSION {
+            return Err(PlanError::Isolation);
         }
         let visible = plan.isolation.iter().flat_map(|isolation| &isolation.root);
         if let Some(wrong) = visible.map(Visible::path).find(|path| !is_plain(path)) {

@@ -397,7 +397,7 @@ pub fn check(spec: &Spec, allocated: &Allocated, host: &Host) -> Result<Checked,
 
 /// What of the host a VM can't be given.
 fn not_the_hosts(allocated: &Allocated, host: &Host) -> Result<(), SpecError> {
-    // A job could name a user of the same form: what Nomad may lease does no harm.
+    // A job could name a user of the same form. It is taken only if nobody has it.
     let leased = matches!(allocated.user.parse(), Ok(Lease::User(uid)) if host.workload_uids.contains(&uid));
     if !allocated.user.is_empty() && !leased {
         return Err(SpecError::User(clip(&allocated.user)));

@@ -202,6 +202,11 @@ fn limit_memory(leaf: &Path, bytes: u64) -> Result<bool, CgroupError> {
     for name in ["memory.limit_in_bytes", "memory.max"] {
         limited |= set_if_there(leaf, name, &bytes.to_string())?;
     }
+    // What doesn't fit is not to go to the host's swap instead. Version 1 counts memory and swap together, if it counts swap.
+    set_if_there(leaf, "memory.swap.max", "0")?;
+    if !set_if_there(leaf, "memory.memsw.limit_in_bytes", &bytes.to_string())? {
+        set_if_there(leaf, "memory.swappiness", "0")?;
+    }
     Ok(limited)
 }
 

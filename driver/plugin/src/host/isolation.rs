@@ -139,6 +139,12 @@ fn visible(qemu: &Path, paths: &[PathBuf], kvm: bool, kind: &dyn Fn(&Path) -> Ki
     }
     for path in paths {
         put(path, Visible::Execute);
+        // Where it is a link, what it leads to is meant as well.
+        if let Ok(target) = std::fs::canonicalize(path)
+            && target != *path
+        {
+            put(&target, Visible::Execute);
+        }
     }
     // A link there says where it is; what counts is the file.
     visible.push(Visible::Execute(qemu.to_owned()));

@@ -385,7 +385,8 @@ fn lease(
     let supervisor = pair + 1;
     // Two agents on one host may lease the same user, and a forgetful one the same twice: then the pair's is as good.
     let (uid, lease) = match order.allocated.user.parse() {
-        Ok(lease @ Lease::User(uid)) if uids::is_free(leases, lease) => (uid, lease),
+        // A job may also name one that Nomad leased to a task of another driver.
+        Ok(lease @ Lease::User(uid)) if uids::is_free(leases, lease) && !uids::in_use(lease) => (uid, lease),
         _ => return Ok((pair, supervisor)),
     };
     record
