@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # `make bench`: starts a Nomad with our driver and its built-in qemu driver in one client, and measures both.
-# Started by testing/prepare.sh. Takes about ten minutes on two cores.
+# Started by testing/prepare.sh. Takes about a quarter of an hour on two cores.
 #
 #   STEPPE_BENCH_PAIRS=N  STEPPE_BENCH_VMS=N    fewer pairs of starts, fewer machines at once, for a trial (default 40)
+#   STEPPE_BENCH_IDLE_SECONDS=N                 for how long idle machines are watched (default 60)
+#   STEPPE_BENCH_ONLY="launch crowd"            only these parts of series, launch, crowd, console
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PROGRAM="make bench"
@@ -28,6 +30,10 @@ mkdir "$work/images"
 for n in 0 1 2 3 4 5 6 7; do qemu-img create -q -f qcow2 "$work/images/tiny-$n.qcow2" 1M; done
 chmod 711 "$work"
 
+# It stands in for QEMU, whose user must find it.
+as --64 -o "$work/first.o" testing/bench/first.s
+ld -m elf_x86_64 -static -nostdlib --build-id=none -z noexecstack -s -o "$work/first" "$work/first.o"
+
 AGENTS_DRIVERS=microvm,qemu
 # The trace lines say when StartTask is called, to the nanosecond, for whatever driver.
 AGENTS_CLIENT_MORE="
@@ -41,6 +47,7 @@ plugin \"qemu\" {
 agents_start 16646 1912000000
 
 export STEPPE_BENCH_AGENTS=$AGENTS STEPPE_BENCH_ADDRESS=$ADDRESS STEPPE_BENCH_IMAGES=$work/images
+export STEPPE_BENCH_FIRST=$work/first
 export STEPPE_BENCH_OUTPUT=$PWD/target/bench.json
 bench=$CARGO_TARGET_DIR/release/steppe-bench
 # Real-time priority, so that CPU times are read at once when QEMU begins; not for its children.

@@ -8,7 +8,9 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use steppe_vm::plan::{Descriptor, LaunchPlan, Limits, PLAN_VERSION, Source, Start};
+use steppe_vm::plan::{
+    Descriptor, Isolation, LaunchPlan, Limits, Network, PLAN_VERSION, Source, Start, Visible,
+};
 
 use crate::figures::{Report, Samples};
 use crate::{Bench, BenchError};
@@ -28,6 +30,9 @@ for ((n = 0; n < $0; n++)); do
 done
 "#;
 
+/// Its interpreter, with its true path: beside it there are no links in a root of its own.
+const BASH: &str = "/usr/bin/bash";
+
 /// A user that nobody else has.
 const UID: u32 = 1_912_000_000;
 
@@ -37,11 +42,15 @@ pub(crate) fn measure(bench: &Bench, bytes: usize, report: &mut Report) -> Resul
         name: name.to_owned(),
         source,
     };
+    let link = |path: &str, target: &str| Visible::Link {
+        path: path.into(),
+        target: target.into(),
+    };
     let plan = LaunchPlan {
         version: PLAN_VERSION,
         owner: "bench.console".to_owned(),
         start: Start::Boot,
-        program: "/bin/bash".into(),
+        program: BASH.into(),
         arguments: vec!["-c".to_owned(), SCRIPT.to_owned(), bytes.to_string()],
         descriptors: vec![
             channel(3, "qmp", Source::Qmp),
@@ -51,6 +60,22 @@ pub(crate) fn measure(bench: &Bench, bytes: usize, report: &mut Report) -> Resul
         uid: UID,
         gid: UID,
         ready: None,
+        cpus: Vec::new(),
+        isolation: Some(Isolation {
+            namespaces: true,
+            landlock: true,
+            seccomp: true,
+            network: Network::None,
+            root: vec![
+                Visible::Device("/dev/null".into()),
+                Visible::Execute(BASH.into()),
+                // The loader is there too.
+                Visible::Execute("/usr/lib".into()),
+                Visible::Read("/usr/lib64".into()),
+                link("/lib", "usr/lib"),
+                link("/lib64", "usr/lib64"),
+            ],
+        }),
     };
     let path = bench.agents.join("console-plan.json");
     let failed = |what: &str| {

@@ -55,6 +55,45 @@ fn all_gone(bench: &Bench, job: &str, qemus: &[u32]) -> Result<(), BenchError> {
     Ok(())
 }
 
+/// Parts of the time for which idle machines are watched, for the spread.
+const IDLE_PARTS: u32 = 6;
+
+/// What plugin and shims use while the guests do nothing, as a share of a core for each machine. Nomad asks for what each
+/// machine uses at its default interval, once a second, and publishes it: the agents' configuration says so.
+fn idle(plugin: u32, shims: &[u32], count: usize, time: Duration, report: &mut Report) {
+    say(&format!("{} s with {count} idle machines", time.as_secs()));
+    let used = || {
+        [
+            cost::cpu_ns(plugin),
+            shims.iter().map(|pid| cost::cpu_ns(*pid)).sum(),
+        ]
+    };
+    let percent = |ns: u64, elapsed: Duration| ns as f64 / elapsed.as_nanos() as f64 / count as f64 * 100.0;
+    let (mut both, mut of_shims) = (Samples::default(), Samples::default());
+    for _ in 0..IDLE_PARTS {
+        let (began, before) = (Instant::now(), used());
+        std::thread::sleep(time / IDLE_PARTS);
+        let (elapsed, now) = (began.elapsed(), used());
+        let [plugin, shims] = [0, 1].map(|of| percent(now[of].saturating_sub(before[of]), elapsed));
+        both.push(plugin + shims);
+        of_shims.push(shims);
+    }
+    report.add(
+        "CPU of plugin and shims per idle machine",
+        both.mean(),
+        "% of a core",
+        Some(0.1),
+        both.spread(),
+    );
+    report.add(
+        "CPU of the shim alone per idle machine",
+        of_shims.mean(),
+        "% of a core",
+        None,
+        of_shims.spread(),
+    );
+}
+
 /// Kills the plugin and waits until its successor has every machine again.
 ///
 /// The time counts from the new process's start, which is before its handshake. Its CPU time is all it used until then, its
@@ -111,7 +150,12 @@ fn recovery(bench: &Bench, plugin: u32, count: usize, report: &mut Report) -> Re
     Ok(())
 }
 
-pub(crate) fn measure(bench: &Bench, count: usize, report: &mut Report) -> Result<(), BenchError> {
+pub(crate) fn measure(
+    bench: &Bench,
+    count: usize,
+    idle_time: Duration,
+    report: &mut Report,
+) -> Result<(), BenchError> {
     let plugin = one::plugin(bench)?;
     let before = uss_kib(plugin);
     say(&format!("{count} machines at once"));
@@ -130,6 +174,7 @@ pub(crate) fn measure(bench: &Bench, count: usize, report: &mut Report) -> Resul
     let shims = cost::running(&bench.agents.join("bin/plugins/microvm-shim"));
     // Both processes of a shim have its arguments, which name its task.
     let mut by_task = std::collections::BTreeMap::<Vec<String>, u64>::new();
+    let shim_pids: Vec<u32> = shims.iter().map(|(pid, _)| *pid).collect();
     for (pid, arguments) in shims {
         *by_task.entry(arguments).or_default() += uss_kib(pid);
     }
@@ -142,6 +187,7 @@ pub(crate) fn measure(bench: &Bench, count: usize, report: &mut Report) -> Resul
     let mut shim = Samples::default();
     by_task.values().for_each(|kib| shim.push(*kib as f64 / 1024.0));
     let growth = uss_kib(plugin).saturating_sub(before) as f64 / count as f64;
+    idle(plugin, &shim_pids, count, idle_time, report);
     recovery(bench, plugin, count, report)?;
     all_gone(bench, "crowd", &qemus)?;
 

@@ -53,6 +53,12 @@ impl Samples {
     }
 }
 
+impl FromIterator<f64> for Samples {
+    fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
+        Self(values.into_iter().collect())
+    }
+}
+
 /// How far the medians of two series of the same thing lie apart, as a share of their mean: an A/A run's result.
 pub(crate) fn apart(a: &Samples, b: &Samples) -> f64 {
     let (a, b) = (a.median(), b.median());

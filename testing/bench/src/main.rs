@@ -1,14 +1,16 @@
 //! Are the promised figures held, measured beside Nomad's built-in qemu driver in one run?
 //!
 //! `run.sh` starts the agents and calls this program. The order: an A/A run (ours against ours) for the spread, pairs of
-//! ours and the built-in one, stops, many machines at once, the console. Everything is told as one line per figure and
-//! written to `target/bench.json`.
+//! ours and the built-in one, stops, the launch by itself, many machines at once, the console. Everything is told as one line
+//! per figure and written to `target/bench.json`.
 
 mod series;
 
 mod console;
 mod crowd;
+mod launch;
 mod one;
+mod stage;
 
 mod cost;
 mod figures;
@@ -19,6 +21,7 @@ mod watch;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Why a measurement could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +74,24 @@ fn count(name: &str, default: usize) -> usize {
         .unwrap_or(default)
 }
 
+/// What is measured, in this order, and each by its name.
+type Part = fn(&Bench, &mut figures::Report) -> Result<(), BenchError>;
+const PARTS: [(&str, Part); 4] = [
+    ("series", |bench, report| {
+        series::measure(bench, count("STEPPE_BENCH_PAIRS", 40), report)
+    }),
+    ("launch", |bench, report| {
+        launch::measure(bench, count("STEPPE_BENCH_PAIRS", 40), report)
+    }),
+    ("crowd", |bench, report| {
+        let idle = Duration::from_secs(count("STEPPE_BENCH_IDLE_SECONDS", 60) as u64);
+        crowd::measure(bench, count("STEPPE_BENCH_VMS", 40), idle, report)
+    }),
+    ("console", |bench, report| {
+        console::measure(bench, count("STEPPE_BENCH_BYTES", 400), report)
+    }),
+];
+
 fn run() -> Result<(), BenchError> {
     let agents = PathBuf::from(variable("STEPPE_BENCH_AGENTS")?);
     let bench = Bench {
@@ -80,10 +101,13 @@ fn run() -> Result<(), BenchError> {
         watch: watch::Watch::start(agents.join("bin/nomad"))?,
         agents,
     };
+    let only = std::env::var("STEPPE_BENCH_ONLY").unwrap_or_default();
     let mut report = figures::Report::default();
-    series::measure(&bench, count("STEPPE_BENCH_PAIRS", 40), &mut report)?;
-    crowd::measure(&bench, count("STEPPE_BENCH_VMS", 40), &mut report)?;
-    console::measure(&bench, count("STEPPE_BENCH_BYTES", 400), &mut report)?;
+    for (name, part) in PARTS {
+        if only.is_empty() || only.split(' ').any(|word| word == name) {
+            part(&bench, &mut report)?;
+        }
+    }
     let path = PathBuf::from(variable("STEPPE_BENCH_OUTPUT")?);
     report
         .write(&path)

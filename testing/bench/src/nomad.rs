@@ -141,6 +141,18 @@ impl Api {
         })
     }
 
+    /// Says with an error what has become of an allocation's task, which is likely to be the reason.
+    pub(crate) fn explain(&self, allocation: &str, error: BenchError) -> BenchError {
+        let path = format!("/allocation/{allocation}");
+        match self.get(&path) {
+            Ok(mut found) => {
+                let told = TaskState(found["TaskStates"]["vm"].take()).told();
+                BenchError::Task(format!("{error}; the task's events: {told}"))
+            }
+            Err(_) => error,
+        }
+    }
+
     /// Waits until a task's log has this text.
     pub(crate) fn log_says(&self, allocation: &str, text: &str, limit: Duration) -> Result<(), BenchError> {
         let path = format!("/client/fs/logs/{allocation}?task=vm&type=stdout&plain=true");

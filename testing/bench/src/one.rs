@@ -125,7 +125,10 @@ pub(crate) fn start(bench: &Bench, driver: Driver, ending: Ending, job: &str) ->
     bench.watch.observe(plugin(bench)?);
     bench.api.submit(job, &task)?;
     let allocation = bench.api.allocations(job, 1)?.swap_remove(0);
-    let began = bench.watch.began(&allocation, LIMIT)?;
+    let began = bench
+        .watch
+        .began(&allocation, LIMIT)
+        .map_err(|error| bench.api.explain(&allocation, error))?;
     if ending == Ending::AtOnce {
         bench.api.stop(job)?;
     }

@@ -1,7 +1,7 @@
 //! When exactly does a QEMU begin and end, and what had those around it used by then?
 //!
 //! The kernel's process events (`NETLINK_CONNECTOR`, `cn_proc`) come with the nanosecond at which they happened, so
-//! nothing is lost to polling. CPU times are read when the event arrives; this program runs with real-time priority, so
+//! nothing is lost to polling. CPU times are read when the event arrives; the thread that does it has real-time priority, so
 //! that is well below a millisecond later. Those who wait at that moment (plugin, shim, executor) are counted exactly; of the
 //! process that has just become QEMU the kernel may tell the time of its last tick, or some of QEMU's own.
 
@@ -79,7 +79,10 @@ impl Watch {
             seen: Arc::default(),
         };
         let shared = watch.clone();
-        let _thread = std::thread::spawn(move || shared.follow(&socket));
+        let _thread = std::thread::spawn(move || {
+            hurry();
+            shared.follow(&socket);
+        });
         Ok(watch)
     }
 
@@ -194,6 +197,16 @@ impl Watch {
         drop(seen);
         self.seen.1.notify_all();
     }
+}
+
+/// Gives the calling thread the real-time priority that the program was started with, which threads do not inherit, because
+/// its processes must not. Where there is none to be had, `run.sh` has said so.
+fn hurry() {
+    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let mut chrt = std::process::Command::new("chrt");
+    let quiet = std::process::Stdio::null;
+    chrt.args(["--reset-on-fork", "--fifo", "--pid", "10", &thread]);
+    drop(chrt.stdout(quiet()).stderr(quiet()).status());
 }
 
 fn listen() -> rustix::io::Result<OwnedFd> {
