@@ -134,7 +134,9 @@ func TestSoakRandom(t *testing.T) {
 	p.crash()
 	p.relaunch()
 	s.listen()
-	must.LessEq(t, descriptors(pid(t, p.instance)), open, must.Sprint("descriptors, of a fresh plugin and of the last"))
+	// From its first start on a plugin keeps one more: an empty network namespace.
+	fresh := descriptors(pid(t, p.instance)) + 1
+	must.LessEq(t, fresh, open, must.Sprint("descriptors, of a fresh plugin and of the last"))
 	t.Logf("%.1f s, %d descriptors", took.Seconds(), open)
 	p.instance.Kill()
 	noneLeft(t, killLimit)
