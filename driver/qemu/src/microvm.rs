@@ -70,7 +70,11 @@ fn devices(vm: &Vm, site: &Site<'_>, options: &mut Options) {
         let node = options.block_node(disk, site);
         options.json(
             "device",
-            &json!({"driver": "virtio-blk-device", "bus": slot(), "drive": node, "serial": disk.name}),
+            // An error is the guest's to see. QEMU would pause the machine where the host's disk is full, and nobody resumes it.
+            &json!({
+                "driver": "virtio-blk-device", "bus": slot(), "drive": node, "serial": disk.name,
+                "werror": "report", "rerror": "report",
+            }),
         );
     }
     for (index, nic) in vm.nics.iter().enumerate() {

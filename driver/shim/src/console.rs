@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use steppe_vm::frame::TAIL_BYTES;
 
@@ -14,6 +15,15 @@ pub(crate) const RING_BYTES: usize = 64 * 1024;
 
 /// Most bytes written at once: a pipe that polls as writable takes at least this many without blocking (`PIPE_BUF`).
 const WRITE_BYTES: usize = 4096;
+
+/// Most writes in a row: together as much as the ring holds.
+const WRITES_MAX: usize = RING_BYTES / WRITE_BYTES;
+
+/// Whether a sink takes [`WRITE_BYTES`] without blocking, now.
+fn is_writable(sink: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(sink, PollFlags::OUT)];
+    rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+}
 
 /// One stream on its way into one log.
 #[derive(Debug)]
@@ -62,12 +72,17 @@ impl Stream {
                 Err(_) => return,
             }
         }
-        let (front, _) = self.ring.as_slices();
-        let front = &front[..front.len().min(WRITE_BYTES)];
-        match rustix::io::write(&self.sink, front) {
-            Ok(written) => drop(self.ring.drain(..written)),
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => self.ring.clear(),
+        for _ in 0..WRITES_MAX {
+            let (front, _) = self.ring.as_slices();
+            let front = &front[..front.len().min(WRITE_BYTES)];
+            match rustix::io::write(&self.sink, front) {
+                Ok(written) => drop(self.ring.drain(..written)),
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                Err(_) => self.ring.clear(),
+            }
+            if self.ring.is_empty() || !is_writable(&self.sink) {
+                return;
+            }
         }
     }
 

@@ -566,16 +566,10 @@ impl Supervisor {
         }
     }
 
-    /// The machine was stopped, and not by us: the guest can't go on, or a disk can't be written.
+    /// The machine was stopped, and not by us: the guest can't go on.
     fn on_status(&mut self, status: &Value) {
-        match status.get("status").and_then(Value::as_str) {
-            Some("internal-error") => self.condemn(Reason::InternalError, "QEMU met an internal error"),
-            Some("io-error") => {
-                self.note(
-                    "the guest is paused: a disk could not be written, such as on a full disk of the host",
-                );
-            }
-            _ => {}
+        if status.get("status").and_then(Value::as_str) == Some("internal-error") {
+            self.condemn(Reason::InternalError, "QEMU met an internal error");
         }
     }
 

@@ -168,8 +168,9 @@ pub(crate) const SHIM_OF_OTHERS: &str =
 /// Why a kernel that lacks something is not good enough.
 pub(crate) fn lacks(missing: &[&str]) -> String {
     format!(
-        "this kernel has no {}, and the plugin option hardening is \"required\": use another kernel, or \"best\"",
-        missing.join(" and no ")
+        "QEMU can't be kept from this host by {} (the kernel has not that, or the agent not the privilege), and the plugin option \
+         hardening is \"required\": mend that, or choose \"best\"",
+        missing.join(" and ")
     )
 }
 
