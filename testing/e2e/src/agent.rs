@@ -33,6 +33,9 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// Longest `run_dir` that the plugin takes.
 const RUN_DIR_MAX_BYTES: usize = 30;
 
+/// What a shell script in QEMU's place needs to see: its interpreter. `/bin` is a link on most hosts.
+pub(crate) const SCRIPT_PATHS: &str = "qemu_paths = [\"/bin\", \"/usr/bin\"]\n";
+
 /// What the plugin's program is called.
 pub(crate) const PLUGIN: &str = "nomad-driver-microvm";
 

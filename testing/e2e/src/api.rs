@@ -144,6 +144,13 @@ impl Api {
         ))
     }
 
+    /// The last bytes of the task's console.
+    pub(crate) fn log_end(&self, allocation: &str, bytes: u64) -> Result<String, String> {
+        self.text(&format!(
+            "/client/fs/logs/{allocation}?task={TASK}&type=stdout&plain=true&follow=false&origin=end&offset={bytes}"
+        ))
+    }
+
     /// A node.
     pub(crate) fn node(&self, id: &str) -> Result<Node, String> {
         self.get(&format!("/node/{id}"))
@@ -168,6 +175,23 @@ pub(crate) struct Allocation {
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Allocated {
     pub(crate) shared: Shared,
+    #[serde(default)]
+    pub(crate) tasks: BTreeMap<String, AllocatedTask>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct AllocatedTask {
+    pub(crate) cpu: AllocatedCpu,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct AllocatedCpu {
+    /// MHz.
+    pub(crate) cpu_shares: u64,
+    /// The cores that nobody else has.
+    pub(crate) reserved_cores: Option<Vec<u32>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -53,7 +53,11 @@ impl Snapshot {
         }
         // Nomad mounts small file systems into the folder of an allocation; other agents may be at work on this host.
         let is_nomads = |mount: &Path| mount.to_string_lossy().contains("/alloc/");
-        for mount in mounts().filter(|mount| !is_nomads(mount)) {
+        // Another check may mount something for a client of its own, in its folder beside ours.
+        let (own, all) = (client.directory(), client.directory().parent());
+        let is_anothers =
+            |mount: &Path| all.is_some_and(|all| mount.starts_with(all)) && !mount.starts_with(own);
+        for mount in mounts().filter(|mount| !is_nomads(mount) && !is_anothers(mount)) {
             lines.insert(format!("mount {}", mount.display()));
         }
         Self(lines)

@@ -30,6 +30,10 @@ pub(crate) struct Order {
     /// The `config` block.
     pub(crate) config: Map<String, Value>,
     pub(crate) memory_mib: u32,
+    /// Processor time in MHz.
+    pub(crate) cpu_mhz: u32,
+    /// Cores of the task's own; none: it has its share of time instead.
+    pub(crate) cores: u32,
     /// Ports of the group that Nomad chooses: label and port in the guest.
     pub(crate) ports: Vec<(String, u16)>,
     /// Ports of the group on the host.
@@ -41,8 +45,22 @@ pub(crate) struct Order {
     pub(crate) restart_delay: Duration,
     /// Whether Nomad collects the task's logs.
     pub(crate) logs: bool,
+    /// How many files Nomad keeps of each log, and how many MiB each of them has.
+    pub(crate) log_files: [u32; 2],
     /// Files in the task's folder: absolute path of the source and where it goes.
     pub(crate) files: Vec<(String, String)>,
+    /// The user to whom these files belong, who alone may open them; none: they are root's, and everybody may.
+    pub(crate) files_of: Option<u32>,
+    /// Whatever else the group, its task and the task's resources say, in the words of Nomad's API.
+    pub(crate) further: Further,
+}
+
+/// Further keys of a job's parts.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Further {
+    pub(crate) group: Map<String, Value>,
+    pub(crate) task: Map<String, Value>,
+    pub(crate) resources: Map<String, Value>,
 }
 
 impl Order {
@@ -55,6 +73,8 @@ impl Order {
             datacenter: "main".to_owned(),
             config: config.as_object().cloned().unwrap_or_default(),
             memory_mib: 128,
+            cpu_mhz: 20,
+            cores: 0,
             ports: Vec::new(),
             fixed_ports: Vec::new(),
             kill_timeout: seconds(20),
@@ -62,7 +82,10 @@ impl Order {
             restarts: 0,
             restart_delay: seconds(1),
             logs: true,
+            log_files: [5, 4],
             files: Vec::new(),
+            files_of: None,
+            further: Further::default(),
         }
     }
 
@@ -94,7 +117,8 @@ impl Order {
         self
     }
 
-    fn json(&self, id: &str) -> Value {
+    /// The job as Nomad's API takes it.
+    pub(crate) fn json(&self, id: &str) -> Value {
         let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let dynamic: Vec<Value> = self
             .ports
@@ -114,26 +138,49 @@ impl Order {
         let templates: Vec<Value> = self
             .files
             .iter()
-            .map(|(source, to)| json!({ "SourcePath": source, "DestPath": to, "ChangeMode": "noop", "Perms": "0666" }))
+            .map(|(source, to)| {
+                let perms = if self.files_of.is_some() { "0600" } else { "0666" };
+                json!({
+                    "SourcePath": source, "DestPath": to, "ChangeMode": "noop",
+                    "Perms": perms, "Uid": self.files_of, "Gid": self.files_of
+                })
+            })
             .collect();
+        let mut resources = json!({ "CPU": self.cpu_mhz, "MemoryMB": self.memory_mib });
+        if self.cores > 0 {
+            resources = json!({ "Cores": self.cores, "MemoryMB": self.memory_mib });
+        }
+        let mut task = json!({
+            "Name": TASK, "Driver": "microvm", "Config": self.config, "Templates": templates,
+            "KillTimeout": ns(self.kill_timeout), "KillSignal": self.kill_signal,
+            "LogConfig": {
+                "MaxFiles": self.log_files[0], "MaxFileSizeMB": self.log_files[1], "Disabled": !self.logs
+            },
+        });
+        with(&mut resources, &self.further.resources);
+        task["Resources"] = resources;
+        with(&mut task, &self.further.task);
+        let mut group = json!({
+            "Name": "vm", "Count": 1, "Networks": networks,
+            "EphemeralDisk": { "SizeMB": 30 },
+            "ReschedulePolicy": { "Attempts": 0, "Unlimited": false },
+            "RestartPolicy": {
+                "Attempts": self.restarts, "Mode": "fail",
+                "Interval": ns(seconds(600)), "Delay": ns(self.restart_delay)
+            },
+            "Tasks": [task]
+        });
+        with(&mut group, &self.further.group);
         json!({
-            "ID": id, "Name": id, "Type": "batch", "Datacenters": [self.datacenter],
-            "TaskGroups": [{
-                "Name": "vm", "Count": 1, "Networks": networks,
-                "EphemeralDisk": { "SizeMB": 30 },
-                "ReschedulePolicy": { "Attempts": 0, "Unlimited": false },
-                "RestartPolicy": {
-                    "Attempts": self.restarts, "Mode": "fail",
-                    "Interval": ns(seconds(600)), "Delay": ns(self.restart_delay)
-                },
-                "Tasks": [{
-                    "Name": TASK, "Driver": "microvm", "Config": self.config, "Templates": templates,
-                    "KillTimeout": ns(self.kill_timeout), "KillSignal": self.kill_signal,
-                    "LogConfig": { "MaxFiles": 5, "MaxFileSizeMB": 4, "Disabled": !self.logs },
-                    "Resources": { "CPU": 20, "MemoryMB": self.memory_mib }
-                }]
-            }]
+            "ID": id, "Name": id, "Type": "batch", "Datacenters": [self.datacenter], "TaskGroups": [group]
         })
+    }
+}
+
+/// Adds keys to an object.
+fn with(object: &mut Value, further: &Map<String, Value>) {
+    for (key, value) in further {
+        object[key] = value.clone();
     }
 }
 
@@ -311,16 +358,24 @@ impl<'w> Job<'w> {
 
     /// The guest's address as Nomad registered it.
     pub(crate) fn address(&self) -> String {
-        let allocation = self.look();
-        let ports = allocation
-            .allocated_resources
-            .and_then(|resources| resources.shared.ports)
-            .unwrap_or_default();
+        let ports = self.registered();
         let port = ports
             .into_iter()
             .find(|port| port.label == "http")
             .expect("the job has a port http");
         format!("{}:{}", port.host_ip, port.value)
+    }
+
+    /// The ports that Nomad gave it on the host.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        self.registered().into_iter().map(|port| port.value).collect()
+    }
+
+    fn registered(&self) -> Vec<api::Port> {
+        let resources = self.look().allocated_resources;
+        resources
+            .and_then(|resources| resources.shared.ports)
+            .unwrap_or_default()
     }
 
     /// Asks the guest's HTTP server.

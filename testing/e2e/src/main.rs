@@ -28,14 +28,16 @@ USAGE
   steppe-e2e --list       their names
   steppe-e2e --help
 
-ENVIRONMENT (testing/prepare.sh builds it all and sets the first four)
+ENVIRONMENT (testing/prepare.sh builds it all and sets the first five)
   STEPPE_PLUGIN_DIR       folder with nomad-driver-microvm and microvm-shim
   STEPPE_NOMAD            the nomad program
   STEPPE_GUEST_DIR        folder with the test guest's vmlinux and initrd.img
   STEPPE_RELEASES         folders with the programs of earlier releases, a colon between two
+  STEPPE_INMATE           the program that tests run in QEMU's place
   STEPPE_STUB_DIR         folder with the stub guest's kernel; what testing/guest/stub/build.sh prints, unless set
   STEPPE_CYCLES           start/stop cycles of e2e_cycles, 40 unless set
   STEPPE_PARALLEL         how many of them at a time, 8 unless set
+  STEPPE_WITHOUT          a capability that unit_privileges leaves out, to see what it is there for, such as CAP_KILL
   STEPPE_KEEP             set: the scratch folder in /tmp stays, without processes and mounts
 
 Root is needed. All that a run makes is taken away at its end, however it ends. The logs of the agents, plugins and shims

@@ -115,3 +115,39 @@ pub(crate) fn signal_group(leader: u32, signal: Signal) -> bool {
 pub(crate) fn descriptors(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
+
+/// The ids of a process's threads.
+pub(crate) fn threads(pid: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let entries = entries.into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// What the kernel says of one of its threads, by name; nothing of a thread that is gone.
+pub(crate) fn status(pid: u32, thread: u32) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+        .collect()
+}
+
+/// The control groups in which a process is, one for each controller on version 1.
+pub(crate) fn groups(pid: u32) -> BTreeSet<PathBuf> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let root = Path::new("/sys/fs/cgroup");
+    let mut groups = BTreeSet::new();
+    for line in text.lines() {
+        // cgroups(7): number, controllers, path; version 2 has no controllers here.
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        for controller in controllers.split(',') {
+            groups.insert(root.join(controller).join(path.trim_start_matches('/')));
+        }
+    }
+    groups
+}

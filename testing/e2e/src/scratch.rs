@@ -96,6 +96,10 @@ fn sweep(directory: &Path, watcher: u32) {
         let mut found = process::with_descendants(roots, &all);
         found.remove(&std::process::id());
         found.remove(&watcher);
+        // A QEMU that has lost its shim has nothing of ours about it but its groups.
+        for group in host::task_groups(directory) {
+            found.extend(members(&group));
+        }
         for pid in &found {
             process::signal(*pid, Signal::KILL);
         }
@@ -115,6 +119,18 @@ fn sweep(directory: &Path, watcher: u32) {
     if std::env::var_os("STEPPE_KEEP").is_none() {
         drop(std::fs::remove_dir_all(directory));
     }
+}
+
+/// The processes in a control group and beneath it.
+fn members(group: &Path) -> Vec<u32> {
+    let own = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<u32> = own.lines().filter_map(|line| line.parse().ok()).collect();
+    for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pids.extend(members(&entry.path()));
+        }
+    }
+    pids
 }
 
 /// Control groups go from the inside out; a process that was killed a moment ago may still be counted.

@@ -186,7 +186,7 @@ fn stub() -> PathBuf {
 }
 
 /// A path from the environment, in which a file is looked for.
-fn required(variable: &str, file: &str) -> PathBuf {
+pub(crate) fn required(variable: &str, file: &str) -> PathBuf {
     let value = std::env::var(variable)
         .unwrap_or_else(|_| panic!("{variable} is not set: run this through testing/prepare.sh, see --help"));
     let path = PathBuf::from(value);

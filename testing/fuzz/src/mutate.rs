@@ -59,7 +59,10 @@ pub(crate) fn mutate(rng: &mut Rng, among: usize, examples: &[Vec<u8>], limit: u
         let (range, theirs) = (range(rng, &input), range(rng, other));
         let at = range.start;
         match rng.below(16) {
-            0 => input.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1),
+            0 => {
+                let bit = 1 << rng.below(8);
+                input.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= bit);
+            }
             1 => drop(input.splice(at..at, AWKWARD[rng.below(AWKWARD.len())].iter().copied())),
             2 => drop(input.drain(range)),
             3 => input.truncate(at),

@@ -1,4 +1,4 @@
-//! Do the readers of records, control frames and QMP keep their promises, whatever they are given?
+//! Do the readers of records, control frames, QMP and the shim's own frames keep their promises, whatever they are given?
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 use steppe_fuzz::{Check, Rng, fuzz, pieces};
 use steppe_qemu::qmp::{Incoming, MESSAGE_MAX_BYTES, Session, cont};
 use steppe_vm::control::{LINE_MAX_BYTES, Lines, Message, Request, State};
-use steppe_vm::exit::{Cause, ExitRecord, last_lines};
+use steppe_vm::exit::{self, Cause, EXIT_VERSION, ExitRecord, Oom, WaitStatus, last_lines};
+use steppe_vm::frame::{FACT_BYTES, Fact, Seen, WISH_MAX_BYTES, Wish};
 use steppe_vm::record::{Record, RecordError, line};
 use steppe_vm::undo::{self, UndoStep};
 
@@ -207,4 +208,94 @@ fn take_qmp((session, ids): &mut Talk, piece: &[u8], heard: &mut Vec<Incoming>) 
 fn qmp(input: &[u8]) -> String {
     let (heard, end) = hear(input, MESSAGE_MAX_BYTES, take_qmp);
     format!("{} {:?} {}", word(&end), words(&heard), heard.len().min(20))
+}
+
+#[test]
+fn fuzz_link() {
+    search(
+        "link",
+        WISH_MAX_BYTES,
+        &[
+            "Ended", "Executed", "Kill", "Pin", "Pinned", "Recorded", "Seen", "nothing",
+        ],
+        packet,
+    );
+}
+
+/// One packet between the shim's two processes. The monitor is root: what the supervisor says must not become anything
+/// that the supervisor didn't say, nor anything larger.
+fn packet(input: &[u8]) -> String {
+    // Read into a buffer of one byte more than the largest wish: what doesn't fit must not become its own beginning.
+    let cut = &input[..input.len().min(WISH_MAX_BYTES + 1)];
+    let (wish, fact) = (Wish::from_packet(cut), Fact::from_packet(input));
+    assert!(Wish::from_packet(input) == wish, "cut, it is another wish");
+    let mut outcomes = Vec::new();
+    if let Some(wish) = &wish {
+        let again = wish.to_packet();
+        assert!(input.len() <= WISH_MAX_BYTES);
+        assert!(Wish::from_packet(&again).as_ref() == Some(wish), "{again:?}");
+        assert_eq!(again.len(), input.len());
+        // Two bytes, the reason and what was asked, have values without a meaning, which are read as one that has.
+        let meant = |at: usize| !matches!(wish, Wish::Seen(_)) || !(2..=3).contains(&at);
+        let changed = (0..input.len()).find(|at| meant(*at) && again[*at] != input[*at]);
+        assert_eq!(changed, None, "{again:?}");
+        outcomes.push(word(wish));
+        if let Wish::Seen(seen) = wish {
+            outcomes.push(ends(seen));
+        }
+    }
+    if let Some(fact) = fact {
+        let again = fact.to_packet();
+        assert_eq!((input.len(), Fact::from_packet(&again)), (FACT_BYTES, Some(fact)));
+        assert_eq!(again[0], input[0], "{fact:?}");
+        outcomes.push(word(&fact));
+        if let Fact::Ended {
+            status,
+            oom,
+            at_unix_ns,
+        } = fact
+        {
+            outcomes.push(cause(&record_of(&Seen::default(), status, oom, at_unix_ns)).to_owned());
+        }
+    }
+    if outcomes.is_empty() {
+        outcomes.push("nothing".to_owned());
+    }
+    outcomes.join(" ")
+}
+
+/// What the monitor writes down of what was seen, and every cause that may come of it.
+fn ends(seen: &Seen) -> String {
+    let mut causes = BTreeSet::new();
+    for status in [
+        WaitStatus::Exited(0),
+        WaitStatus::Exited(1),
+        WaitStatus::Signaled(9),
+        WaitStatus::Unknown,
+    ] {
+        for oom in [Oom::None, Oom::Limit, Oom::Host] {
+            let record = record_of(seen, status, oom, u64::MAX);
+            causes.insert(cause(&record));
+            let file = exit::file(record.clone(), &seen.console, &seen.stderr);
+            let read = exit::parse_file(&file);
+            assert!(read == Some((record, &seen.console, &seen.stderr)), "{seen:?}");
+        }
+    }
+    fits_an_event(&last_lines(&seen.console));
+    fits_an_event(&last_lines(&seen.stderr));
+    let lengths = [seen.console.len(), seen.stderr.len()].map(usize::checked_ilog2);
+    format!("{causes:?} {lengths:?}")
+}
+
+fn record_of(seen: &Seen, status: WaitStatus, oom: Oom, ended_at_unix_ns: u64) -> ExitRecord {
+    ExitRecord {
+        version: EXIT_VERSION,
+        status,
+        started: seen.started,
+        reason: seen.reason,
+        complained: seen.complained,
+        asked: seen.asked,
+        oom,
+        ended_at_unix_ns,
+    }
 }

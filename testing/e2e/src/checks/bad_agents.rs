@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::bad_input::Row;
 use super::bad_jobs;
+use crate::agent::SCRIPT_PATHS;
 use crate::harness::side_by_side;
 use crate::host::{self, Snapshot};
 use crate::job::Order;
@@ -24,7 +25,7 @@ const PLACES: &str = "state_dir = \"DIRECTORY/state\"\nrun_dir = \"DIRECTORY/run
 
 /// Plugin options that the agent refuses to start with.
 fn options(world: &World) -> Vec<Row> {
-    let cases: &[(&str, &str, &[&str])] = &[
+    let cases: &[OptionCase] = &[
         (
             "option accelerator = foo",
             "accelerator = \"foo\"",
@@ -62,6 +63,14 @@ fn options(world: &World) -> Vec<Row> {
             &["user_network"],
         ),
     ];
+    refused_options(world, cases)
+}
+
+/// What is wrong, the options as HCL, the words of the refusal.
+pub(super) type OptionCase = (&'static str, &'static str, &'static [&'static str]);
+
+/// Starts an agent for each, which must end by itself.
+pub(super) fn refused_options(world: &World, cases: &[OptionCase]) -> Vec<Row> {
     side_by_side(PARALLEL, cases, |(input, options, words)| {
         let client = world.client(&world.name("option"), options);
         client.agent.start();
@@ -140,7 +149,7 @@ fn broken_qemus(world: &World) -> Vec<Row> {
         let to = world.scratch.path().join(name);
         std::fs::copy(fakes.join(name), &to).unwrap_or_else(|error| panic!("{name}: {error}"));
         format!(
-            "{PLACES}image_paths = [\"{}\"]\nqemu = \"{}\"\n",
+            "{PLACES}{SCRIPT_PATHS}image_paths = [\"{}\"]\nqemu = \"{}\"\n",
             world.guest.display(),
             to.display()
         )

@@ -1,9 +1,11 @@
 //! Is each bad input refused with one sentence, and is the host then as before?
 
 use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use super::{bad_agents, bad_jobs};
-use crate::harness::say;
+use crate::harness::{self, say, take_panic};
 use crate::scratch;
 use crate::world::World;
 
@@ -45,6 +47,27 @@ pub(super) fn line(world: &World) {
     let mut rows = bad_jobs::rows(world);
     rows.extend(bad_agents::rows(world));
     show("bad-input.txt", &rows);
+}
+
+/// Rows that are made together, and what they are about.
+pub(super) type Group = (&'static str, fn(&World) -> Vec<Row>);
+
+/// Makes the rows of several groups at once. What one group could not do doesn't hide the rows of the others.
+pub(super) fn side_by_side(world: &World, groups: &[Group]) -> Vec<Row> {
+    let rows = harness::side_by_side(groups.len(), groups, |(name, rows)| {
+        let began = Instant::now();
+        let rows = catch_unwind(AssertUnwindSafe(|| rows(world)));
+        say(&format!("    {name}: {:.1} s", began.elapsed().as_secs_f64()));
+        rows.unwrap_or_else(|_| {
+            vec![Row {
+                input: (*name).to_owned(),
+                sentence: String::new(),
+                left: Vec::new(),
+                fault: take_panic(),
+            }]
+        })
+    });
+    rows.concat()
 }
 
 /// Prints the rows, keeps them in a file of this name, and fails where one is not as it should be.

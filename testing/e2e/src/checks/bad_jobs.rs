@@ -18,7 +18,12 @@ use crate::world::{IMAGES, World};
 const PARALLEL: usize = 4;
 
 /// The events whose text is a refusal.
-const REFUSALS: [&str; 3] = ["Driver Failure", "Failed Validation", "Setup Failure"];
+const REFUSALS: [&str; 4] = [
+    "Driver Failure",
+    "Failed Validation",
+    "Setup Failure",
+    "Task hook failed",
+];
 
 /// A job that is refused: what is wrong with it, the job, the words of the sentence.
 struct Case {

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::bad_input::assert_none_faulty;
 use super::witness::{terminate, the_vm, wait_nothing_left};
-use crate::agent::{Client, PLUGIN};
+use crate::agent::{Client, PLUGIN, SCRIPT_PATHS};
 use crate::api::{Event, now_ns};
 use crate::harness::{say, side_by_side};
 use crate::host::{self, Vm};
@@ -473,7 +473,7 @@ fn with_fake_qemu(world: &World) -> Client {
     let to = world.scratch.path().join(FAKE);
     crate::world::replace(&from, &to);
     let options = format!(
-        "{}\n    accelerator = \"tcg\"\n    qemu = \"{}\"\n",
+        "{}\n    accelerator = \"tcg\"\n    {SCRIPT_PATHS}    qemu = \"{}\"\n",
         world.options(),
         to.display()
     );
@@ -560,7 +560,7 @@ fn act(client: &Client, case: &Case, vm: &Vm) {
 }
 
 /// Lowers a memory limit to little more than what is used.
-fn starve(group: &Path) {
+pub(super) fn starve(group: &Path) {
     let [usage, limit] = host::memory_files(group).expect("it is a memory group");
     let read =
         |file: &Path| std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()));

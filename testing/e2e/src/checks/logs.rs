@@ -1,13 +1,9 @@
 //! Does the console reach Nomad's logs, and does nothing there hold up the guest?
 
-use std::time::Duration;
-
 use rustix::process::Signal;
-use serde_json::json;
 
 use crate::job::Order;
 use crate::process;
-use crate::wait::{self, seconds};
 use crate::world::World;
 
 /// The numbers of the `tick N` lines, which must be 1, 2, 3 … without gap or repetition; the last of them.
@@ -69,59 +65,4 @@ pub(super) fn live(world: &World) {
     assert!(ticks(&console) >= first + 10);
     assert_eq!(ended.client_status, "failed", "{}", ended.story());
     job.wait_event("Driver", "signal");
-}
-
-/// A guest that prints without end, with nobody to read it, still answers.
-pub(super) fn flood(world: &World) {
-    // The port in the guest by the driver's port_map, not by the job's `to`.
-    let mut order = Order::with_http("flood", "steppe.flood").set(
-        "network",
-        json!([{ "name": "user", "ports": ["http"], "port_map": { "http": 80 } }]),
-    );
-    order.ports = vec![("http".to_owned(), 0)];
-    let job = world.run(&order);
-    let _console = job.wait_console("flood 100\r\n");
-    let before = job.uptime();
-    let logs = world
-        .main
-        .data_dir()
-        .join("alloc")
-        .join(&job.allocation)
-        .join("alloc/logs");
-    let fifo = std::fs::read_dir(&logs)
-        .expect("the allocation has a folder for logs")
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.to_string_lossy().ends_with("stdout.fifo"))
-        .expect("Nomad made a FIFO");
-    let reader = process::all()
-        .into_iter()
-        .find(|process| process.arguments.iter().any(|word| word == "logmon") && process.holds(&fifo))
-        .expect("a logmon reads the FIFO");
-
-    assert!(process::signal(reader.pid, Signal::STOP), "logmon is gone");
-    // A FIFO holds 64 KiB, which the guest prints in a second: from then on nothing is taken.
-    std::thread::sleep(Duration::from_secs(4));
-    let answered = wait::try_until(seconds(20), || {
-        let now = job.uptime();
-        if now > before + 4.0 {
-            Ok(now)
-        } else {
-            Err(format!("uptime {now}, {before} before"))
-        }
-    });
-    process::signal(reader.pid, Signal::CONT);
-    answered.unwrap_or_else(|last| panic!("the guest does not go on: {last}"));
-
-    let length = job.console().len();
-    wait::until("the log grows again", seconds(20), || {
-        let now = job.console().len();
-        if now > length {
-            Ok(())
-        } else {
-            Err(format!("{now} bytes"))
-        }
-    });
-    let ended = job.stop_and_wait();
-    assert_eq!(ended.client_status, "complete", "{}", ended.story());
 }

@@ -62,8 +62,9 @@ fn page(world: &World, state_dir: &Path, words: &[&str]) -> String {
     printed.out
 }
 
+/// The same as JSON.
 #[track_caller]
-fn page_json(world: &World, state_dir: &Path, words: &[&str]) -> Value {
+pub(super) fn page_json(world: &World, state_dir: &Path, words: &[&str]) -> Value {
     let text = page(world, state_dir, &[words, &["--json"]].concat());
     let value: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
     assert_eq!(value["version"], 1);

@@ -5,14 +5,12 @@ mod logs;
 mod records;
 mod sockets;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::bad_input::{self, Row};
+use super::bad_input::{self, Group, Row};
 use crate::agent::Client;
-use crate::harness::{say, side_by_side, take_panic};
 use crate::host::{self, Snapshot, Vm};
 use crate::job::{Job, Order, STUB_READY};
 use crate::process;
@@ -26,7 +24,6 @@ const TOLD_LIMIT: Duration = seconds(20);
 const GONE_LIMIT: Duration = seconds(30);
 
 pub(super) fn input(world: &World) {
-    type Group = (&'static str, fn(&World) -> Vec<Row>);
     let groups: [Group; 5] = [
         ("sockets", sockets::rows),
         ("records", records::rows),
@@ -34,21 +31,7 @@ pub(super) fn input(world: &World) {
         ("ends on a full disk", disk::ends),
         ("logs", logs::rows),
     ];
-    let rows = side_by_side(groups.len(), &groups, |(name, rows)| {
-        let began = Instant::now();
-        // What one group could not do must not hide the rows of the others.
-        let rows = catch_unwind(AssertUnwindSafe(|| rows(world)));
-        say(&format!("    {name}: {:.1} s", began.elapsed().as_secs_f64()));
-        rows.unwrap_or_else(|_| {
-            vec![Row {
-                input: (*name).to_owned(),
-                sentence: String::new(),
-                left: Vec::new(),
-                fault: take_panic(),
-            }]
-        })
-    });
-    bad_input::show("bad-input-truth.txt", &rows.concat());
+    bad_input::show("bad-input-truth.txt", &bad_input::side_by_side(world, &groups));
 }
 
 /// How long a VM that nobody asks about may stay: longer than an agent may need to come to its last task.

@@ -6,6 +6,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use super::super::bad_input::Row;
+use super::super::flood;
 use super::super::witness::{terminate, the_vm};
 use super::{Place, Victim, at_the_end, read, write};
 use crate::agent::Client;
@@ -14,9 +15,6 @@ use crate::job::{Job, Order};
 use crate::process::{self, Process};
 use crate::wait::{self, seconds};
 use crate::world::World;
-
-/// How long nobody reads: a guest prints more in a second than the FIFO and the shim's buffer hold.
-const UNREAD_FOR: std::time::Duration = seconds(4);
 
 /// What stands in a log where bytes are missing.
 const DROPPED: &str = "bytes were dropped here, the log was not read";
@@ -63,8 +61,9 @@ fn notes(job: &Job<'_>) -> Vec<String> {
 fn unread(world: &World, client: &Client, job: &Job<'_>) -> [Row; 2] {
     let _console = job.wait_console("flood 100\r\n");
     let vm = the_vm(job, client);
+    let unread_for = flood::long_enough(world, job);
     let goes_on = |what: &str, since: f64| {
-        let wanted = since + UNREAD_FOR.as_secs_f64();
+        let wanted = since + unread_for.as_secs_f64();
         let uptime = wait::try_until(seconds(20), || {
             let now = job.uptime();
             if now > wanted {
@@ -86,7 +85,7 @@ fn unread(world: &World, client: &Client, job: &Job<'_>) -> [Row; 2] {
 
     let before = job.uptime();
     assert!(process::signal(reading.pid, Signal::STOP), "logmon is gone");
-    std::thread::sleep(UNREAD_FOR);
+    std::thread::sleep(unread_for);
     let fault = goes_on("logmon stands still", before);
     process::signal(reading.pid, Signal::CONT);
     let mut never = Row::judged(
@@ -99,7 +98,7 @@ fn unread(world: &World, client: &Client, job: &Job<'_>) -> [Row; 2] {
 
     let (before, known) = (job.uptime(), notes(job).len());
     assert!(process::signal(reading.pid, Signal::KILL), "logmon is gone");
-    std::thread::sleep(UNREAD_FOR);
+    std::thread::sleep(unread_for);
     let fault = goes_on("logmon is dead", before);
     terminate(client);
     client.agent.start();
