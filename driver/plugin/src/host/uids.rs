@@ -79,6 +79,13 @@ pub(crate) fn wait_unused(lease: Lease, timeout: Duration) -> Result<(), LeaseEr
     Ok(())
 }
 
+/// Whether a process has this user id, a zombie included: for the kernel a look at one table, where [`in_use`] reads all of
+/// `/proc`.
+pub(crate) fn is_anybodys(uid: u32) -> bool {
+    let priority = rustix::process::getpriority_user(rustix::process::Uid::from_raw(uid));
+    !matches!(priority, Err(rustix::io::Errno::SRCH))
+}
+
 /// Whether a process has one of a lease's ids.
 pub(crate) fn in_use(lease: Lease) -> bool {
     // Where processes can't be listed, nothing proves that there is none.
@@ -161,6 +168,7 @@ mod tests {
         assert!(!is_free(&directory, user) && is_held_by(&directory, user, "i/a"));
         assert!(held_by(&directory, "i").contains(&(user, "a".to_owned())));
         release(&directory, user, "i/a").unwrap();
+        assert!(is_anybodys(rustix::process::geteuid().as_raw()) && !is_anybodys(2_100_000_001));
         assert!(matches!(
             candidate(&directory, &range, "i/d"),
             Err(LeaseError::Exhausted)

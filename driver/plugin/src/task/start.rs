@@ -386,7 +386,9 @@ fn lease(
     // Two agents on one host may lease the same user, and a forgetful one the same twice: then the pair's is as good.
     let (uid, lease) = match order.allocated.user.parse() {
         // A job may also name one that Nomad leased to a task of another driver.
-        Ok(lease @ Lease::User(uid)) if uids::is_free(leases, lease) && !uids::in_use(lease) => (uid, lease),
+        Ok(lease @ Lease::User(uid)) if uids::is_free(leases, lease) && !uids::is_anybodys(uid) => {
+            (uid, lease)
+        }
         _ => return Ok((pair, supervisor)),
     };
     record
