@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
-use steppe_vm::exit::{EXIT_VERSION, ExitRecord, WaitStatus};
+use steppe_vm::exit::{ExitRecord, WaitStatus};
 use steppe_vm::frame::{Fact, Seen, Wish};
 use steppe_vm::plan::LaunchPlan;
 
@@ -406,16 +406,7 @@ fn watch(
         started: true,
         ..Seen::default()
     });
-    let record = ExitRecord {
-        version: EXIT_VERSION,
-        status,
-        started: seen.started,
-        reason: seen.reason,
-        complained: seen.complained,
-        asked: seen.asked,
-        oom,
-        ended_at_unix_ns,
-    };
+    let record = seen.record(status, oom, ended_at_unix_ns);
     Ok(Watched { record, seen, told })
 }
 

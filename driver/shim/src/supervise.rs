@@ -16,7 +16,7 @@ use steppe_qemu::qmp::{
     system_reset, vcpu_threads,
 };
 use steppe_vm::control::{Message, Request, State};
-use steppe_vm::exit::{Asked, EXIT_VERSION, ExitRecord, Reason};
+use steppe_vm::exit::{Asked, ExitRecord, Reason};
 use steppe_vm::frame::{Fact, Seen, TAIL_BYTES, Wish};
 use steppe_vm::plan::{Isolation, Ready};
 
@@ -334,16 +334,6 @@ impl Supervisor {
                 oom,
             })) => {
                 self.drain();
-                self.exit = Some(ExitRecord {
-                    version: EXIT_VERSION,
-                    status,
-                    started: self.started,
-                    reason: self.reason,
-                    complained: self.complained,
-                    asked: self.asked,
-                    oom,
-                    ended_at_unix_ns: at_unix_ns,
-                });
                 let seen = Seen {
                     started: self.started,
                     reason: self.reason,
@@ -352,6 +342,7 @@ impl Supervisor {
                     console: self.stdout.tail(),
                     stderr: self.stderr.tail(),
                 };
+                self.exit = Some(seen.record(status, oom, at_unix_ns));
                 let _ = link::send_wish(&self.link, &Wish::Seen(seen));
             }
             Ok(Some(Fact::Recorded)) => {

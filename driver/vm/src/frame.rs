@@ -3,7 +3,7 @@
 //! Frames of at most one packet. The monitor is root and parses nothing: it looks at the first byte, at fields of fixed
 //! place and size, and copies the tails unread. What is not exactly a frame is an error of its sender and ends it.
 
-use crate::exit::{Asked, Oom, Reason, WaitStatus};
+use crate::exit::{Asked, EXIT_VERSION, ExitRecord, Oom, Reason, WaitStatus};
 
 /// Most bytes of a tail: what is kept of the end of console and messages for the exit record, some fifty lines.
 pub const TAIL_BYTES: usize = 4096;
@@ -48,6 +48,23 @@ pub struct Seen {
     pub console: Vec<u8>,
     /// The end of what QEMU wrote to stderr, at most [`TAIL_BYTES`].
     pub stderr: Vec<u8>,
+}
+
+impl Seen {
+    /// What there is to record of an end, together with what the monitor knows of it.
+    #[must_use]
+    pub fn record(&self, status: WaitStatus, oom: Oom, ended_at_unix_ns: u64) -> ExitRecord {
+        ExitRecord {
+            version: EXIT_VERSION,
+            status,
+            started: self.started,
+            reason: self.reason,
+            complained: self.complained,
+            asked: self.asked,
+            oom,
+            ended_at_unix_ns,
+        }
+    }
 }
 
 impl Wish {

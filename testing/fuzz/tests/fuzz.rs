@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use steppe_fuzz::{Check, Rng, fuzz, pieces};
 use steppe_qemu::qmp::{Incoming, MESSAGE_MAX_BYTES, Session, cont};
 use steppe_vm::control::{LINE_MAX_BYTES, Lines, Message, Request, State};
-use steppe_vm::exit::{self, Cause, EXIT_VERSION, ExitRecord, Oom, WaitStatus, last_lines};
+use steppe_vm::exit::{self, Cause, ExitRecord, Oom, WaitStatus, last_lines};
 use steppe_vm::frame::{FACT_BYTES, Fact, Seen, WISH_MAX_BYTES, Wish};
 use steppe_vm::record::{Record, RecordError, line};
 use steppe_vm::undo::{self, UndoStep};
@@ -255,7 +255,7 @@ fn packet(input: &[u8]) -> String {
             at_unix_ns,
         } = fact
         {
-            outcomes.push(cause(&record_of(&Seen::default(), status, oom, at_unix_ns)).to_owned());
+            outcomes.push(cause(&Seen::default().record(status, oom, at_unix_ns)).to_owned());
         }
     }
     if outcomes.is_empty() {
@@ -274,7 +274,7 @@ fn ends(seen: &Seen) -> String {
         WaitStatus::Unknown,
     ] {
         for oom in [Oom::None, Oom::Limit, Oom::Host] {
-            let record = record_of(seen, status, oom, u64::MAX);
+            let record = seen.record(status, oom, u64::MAX);
             causes.insert(cause(&record));
             let file = exit::file(record.clone(), &seen.console, &seen.stderr);
             let read = exit::parse_file(&file);
@@ -285,17 +285,4 @@ fn ends(seen: &Seen) -> String {
     fits_an_event(&last_lines(&seen.stderr));
     let lengths = [seen.console.len(), seen.stderr.len()].map(usize::checked_ilog2);
     format!("{causes:?} {lengths:?}")
-}
-
-fn record_of(seen: &Seen, status: WaitStatus, oom: Oom, ended_at_unix_ns: u64) -> ExitRecord {
-    ExitRecord {
-        version: EXIT_VERSION,
-        status,
-        started: seen.started,
-        reason: seen.reason,
-        complained: seen.complained,
-        asked: seen.asked,
-        oom,
-        ended_at_unix_ns,
-    }
 }

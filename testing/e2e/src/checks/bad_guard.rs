@@ -6,11 +6,12 @@ mod swaps;
 use serde_json::{Map, Value, json};
 
 use super::bad_input::{self, Group, Row};
+use super::truth::at_the_end;
 use super::{bad_agents, bad_jobs};
 use crate::agent::Client;
 use crate::api::Allocation;
 use crate::harness::side_by_side;
-use crate::host::{self, Snapshot};
+use crate::host::Snapshot;
 use crate::job::{Further, Job, Order};
 use crate::wait::{self, seconds};
 use crate::world::{IMAGES, World};
@@ -30,20 +31,6 @@ pub(super) fn input(world: &World) {
         ("what an operator says", options),
     ];
     bad_input::show("bad-input-guard.txt", &bad_input::side_by_side(world, &groups));
-}
-
-/// A last row for a client: what its driver leaves on the host when all is over.
-fn at_the_end(client: &Client) -> Row {
-    let gone = wait::try_until(GONE_LIMIT, || match host::leavings(client).as_slice() {
-        [] => Ok(()),
-        left => Err(left.join("; ")),
-    });
-    Row {
-        input: format!("the host after all of these ({})", client.name),
-        sentence: "(processes, files and control groups of its tasks)".to_owned(),
-        left: gone.err().into_iter().collect(),
-        fault: String::new(),
-    }
 }
 
 /// What is left of an allocation, after a while.

@@ -58,7 +58,7 @@ fn restart_without_grace(world: &World, client: &Client) {
 }
 
 /// A last row for a client: what its driver leaves on the host when all is over.
-fn at_the_end(client: &Client) -> Row {
+pub(super) fn at_the_end(client: &Client) -> Row {
     let gone = wait::try_until(GONE_LIMIT, || match host::leavings(client).as_slice() {
         [] => Ok(()),
         left => Err(left.join("; ")),
