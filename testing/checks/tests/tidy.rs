@@ -11,6 +11,7 @@ use serde_json::Value;
 const ARROWS: &[(&str, &[&str])] = &[
     ("nomad-proto", &[]),
     ("steppe-image", &[]),
+    ("steppe-proto", &[]),
     ("go-plugin", &[]),
     ("steppe-vm", &[]),
     ("steppe-qemu", &["steppe-vm"]),
