@@ -12,6 +12,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nomad-proto", &[]),
     ("steppe-image", &[]),
     ("steppe-proto", &[]),
+    ("steppe-daemon", &[]),
+    ("netd-plan", &[]),
+    (
+        "netd",
+        &["netd-plan", "steppe-proto", "steppe-daemon", "steppe-points"],
+    ),
     ("go-plugin", &[]),
     ("steppe-vm", &[]),
     ("steppe-qemu", &["steppe-vm"]),
@@ -26,6 +32,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "nomad-proto",
             "steppe-image",
             "steppe-points",
+            "steppe-proto",
+            "steppe-daemon",
         ],
     ),
 ];
@@ -34,7 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const DEV_ARROWS: &[(&str, &[&str])] = &[("nomad-proto", &["go-plugin"])];
 
 /// Crates that decide and never do, and what would let them do.
-const PURE: &[&str] = &["steppe-image", "steppe-vm", "steppe-qemu"];
+const PURE: &[&str] = &["steppe-image", "steppe-vm", "steppe-qemu", "netd-plan"];
 const IMPURE: &[&str] = &[
     "tokio",
     "tonic",
