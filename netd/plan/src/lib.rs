@@ -40,7 +40,7 @@ pub use config::{Config, Ipv4, Ipv6, Kind, LINK_GROUP, Network, Problem, SOCKET,
 pub use decide::{Answered, decide};
 pub use identity::{Identity, Mac};
 pub use name::{LinkName, NetworkName};
-pub use network::{Kernel, Unavailable, effective_mtu, network};
+pub use network::{Kernel, Unavailable, effective_mtu, network, sysctls};
 pub use observed::{Link, LinkKind, Observed, PortVlan};
 pub use repair::{Repair, faults, repair, sweep};
 pub use sync::{Synced, sync};

@@ -226,7 +226,7 @@ impl<'s> Site<'s> {
         }
         self.addresses(&name, found, &mut actions);
         if !complete {
-            actions.extend(self.sysctls(&name));
+            actions.extend(sysctls_of(self.network, &name));
         }
         if !found.is_some_and(|link| link.up) {
             actions.push(Action::Up { name: name.clone() });
@@ -316,23 +316,6 @@ impl<'s> Site<'s> {
         if let Some(address) = wanted.filter(|wanted| !there.clone().any(|address| address == *wanted)) {
             let name = name.clone();
             actions.push(Action::AddAddress { name, address });
-        }
-    }
-
-    fn sysctls(&self, name: &LinkName) -> Vec<Action> {
-        let write = |path: String, value: &str| Action::Sysctl {
-            path,
-            value: value.to_owned(),
-        };
-        if matches!(self.network.kind, Kind::Nat { .. }) {
-            vec![
-                write("net/ipv4/ip_forward".to_owned(), "1"),
-                // For forwarded ports at 127.0.0.1; the filter keeps machines' packets from that address.
-                write(format!("net/ipv4/conf/{name}/route_localnet"), "1"),
-            ]
-        } else {
-            // The host has no address there, and answers for none of those that it has elsewhere.
-            vec![write(format!("net/ipv4/conf/{name}/arp_ignore"), "8")]
         }
     }
 
@@ -489,6 +472,37 @@ impl<'s> Site<'s> {
         }
         Ok(actions)
     }
+}
+
+fn sysctls_of(network: &Network, bridge: &LinkName) -> Vec<Action> {
+    let write = |path: String, value: &str| Action::Sysctl {
+        path,
+        value: value.to_owned(),
+    };
+    if matches!(network.kind, Kind::Nat { .. }) {
+        vec![
+            write("net/ipv4/ip_forward".to_owned(), "1"),
+            // For forwarded ports at 127.0.0.1; the filter keeps machines' packets from that address.
+            write(format!("net/ipv4/conf/{bridge}/route_localnet"), "1"),
+        ]
+    } else {
+        // The host has no address there, and answers for none of those that it has elsewhere.
+        vec![write(format!("net/ipv4/conf/{bridge}/arp_ignore"), "8")]
+    }
+}
+
+/// The sysctls of all bridges of ours that there are. They are seen where they are written: no message of the kernel's tells of
+/// them, so whoever applies these leaves those out that are as they should be.
+#[must_use]
+pub fn sysctls(config: &Config, observed: &Observed) -> Vec<Action> {
+    let made = config.networks.values().filter_map(|network| {
+        let name = bridge_name(&network.name);
+        let link = observed.links.get(name.as_str())?;
+        let ours =
+            link.group == config.link_group && link.alias.as_ref() == Some(&network_alias(&network.name));
+        ours.then(|| sysctls_of(network, &name))
+    });
+    made.flatten().collect()
 }
 
 #[cfg(test)]

@@ -148,13 +148,13 @@ fn each_wrong_interface_has_its_sentence() {
             at("lan", "10.1.0.0"),
             "invalid",
             "ipv4",
-            "nics[0].ipv4 is \"10.1.0.0\", which is the first address, the network itself, of network lan's subnet",
+            "nics[0].ipv4 is \"10.1.0.0\", which is the network address of network lan's subnet",
         ),
         (
             at("lan", "10.1.255.255"),
             "invalid",
             "ipv4",
-            "nics[0].ipv4 is \"10.1.255.255\", which is the last address, everybody, of network lan's subnet",
+            "nics[0].ipv4 is \"10.1.255.255\", which is the broadcast address of network lan's subnet",
         ),
         (
             at("lan", "10.1.0.1"),

@@ -223,9 +223,9 @@ fn given(ipv4: &Ipv4, network: &NetworkName, text: &str) -> Result<Ipv4Addr, Str
     let what = if !subnet.contains(&address) {
         "which is outside"
     } else if address == subnet.network() {
-        "which is the first address, the network itself, of"
+        "which is the network address of"
     } else if address == subnet.broadcast() {
-        "which is the last address, everybody, of"
+        "which is the broadcast address of"
     } else if ipv4.gateway == Some(address) {
         "which is the gateway of"
     } else {

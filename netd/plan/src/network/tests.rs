@@ -353,3 +353,22 @@ fn another_configuration_changes_what_there_is() {
     let said = changed(plain, "many", &made).expect_err("busy");
     assert!(said.ends_with("bridge ndbmany was made for another kind of network, and machines are attached to it; detach them first"));
 }
+
+#[test]
+fn sysctls_are_those_of_networks_that_were_made() {
+    let mut observed = host();
+    assert_eq!(sysctls(config(), &observed), []);
+    for action in steps(config(), "default", &observed).unwrap() {
+        apply(&mut observed, &action);
+    }
+    assert_eq!(
+        printed(&sysctls(config(), &observed)),
+        [
+            "write 1 to /proc/sys/net/ipv4/ip_forward",
+            "write 1 to /proc/sys/net/ipv4/conf/ndbdefault/route_localnet",
+        ]
+    );
+    // Another's bridge of that name is not ours to set.
+    observed.links.get_mut("ndbdefault").unwrap().alias = None;
+    assert_eq!(sysctls(config(), &observed), []);
+}

@@ -36,7 +36,11 @@ async fn a_path_is_one_daemons() {
     drop(reserved);
     let elsewhere = directory.path().join("other.sock");
     let _reserved = reserve(&elsewhere, "netd").unwrap();
-    assert_eq!(directory.path().read_dir().unwrap().count(), 1, "nothing was made");
+    assert_eq!(
+        directory.path().read_dir().unwrap().count(),
+        1,
+        "nothing was made"
+    );
     drop(Socket::bind(&path, "netd").unwrap());
 }
 

@@ -419,8 +419,9 @@ pub mod network_client {
             req.extensions_mut().insert(GrpcMethod::new("net.v1.Network", "Version"));
             self.inner.unary(req, path, codec).await
         }
-        /// Gives a virtual machine all of its network interfaces, or none. The same request again gives the same answer; another one
-        /// for an owner that has interfaces is FAILED_PRECONDITION.
+        /// Gives a virtual machine all of its network interfaces, or none. The same request again gives the same answer, and
+        /// completes one that was interrupted: interfaces that are there must be the same, others are added. Another interface in the place
+        /// of one that is there is FAILED_PRECONDITION.
         pub async fn attach(
             &mut self,
             request: impl tonic::IntoRequest<super::AttachRequest>,
@@ -606,8 +607,9 @@ pub mod network_server {
             &self,
             request: tonic::Request<super::VersionRequest>,
         ) -> std::result::Result<tonic::Response<super::VersionResponse>, tonic::Status>;
-        /// Gives a virtual machine all of its network interfaces, or none. The same request again gives the same answer; another one
-        /// for an owner that has interfaces is FAILED_PRECONDITION.
+        /// Gives a virtual machine all of its network interfaces, or none. The same request again gives the same answer, and
+        /// completes one that was interrupted: interfaces that are there must be the same, others are added. Another interface in the place
+        /// of one that is there is FAILED_PRECONDITION.
         async fn attach(
             &self,
             request: tonic::Request<super::AttachRequest>,
