@@ -1,15 +1,17 @@
 #!/bin/sh
-# Builds the plugin and the shim, optimized, and puts them alone into one folder, as Nomad wants its plugin_dir.
+# Builds the plugin, the shim and netd, optimized, and puts them alone into one folder, which may be Nomad's plugin_dir: a
+# program that no plugin block names is passed over.
 # `testing/build.sh points` builds them with crash points, for tests, into another: unoptimized, because most of that is
 # built for the unit tests anyway. `testing/build.sh inmate` builds the program that tests run in QEMU's place.
 set -eu
 cd "$(dirname "$0")/.."
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 
-programs='nomad-driver-microvm microvm-shim' packages='--package nomad-driver-microvm --package microvm-shim'
+programs='nomad-driver-microvm microvm-shim netd'
+packages='--package nomad-driver-microvm --package microvm-shim --package netd'
 static=
 case ${1-} in
-    '') built=release folder=plugins options=--release packages='--package nomad-driver-microvm' ;;
+    '') built=release folder=plugins options=--release packages='--package nomad-driver-microvm --package netd' ;;
     points) built=debug folder=points options='--features crash-points' ;;
     inmate) built=release folder=inmate options=--release programs=qemu-inmate packages='--package steppe-inmate' ;;
     *)
