@@ -33,6 +33,10 @@ plugin "nomad-driver-microvm" {
     # Allow network { name = "user" }: QEMU's user-mode network, inbound ports only.
     user_network = false
 
+    # The socket of netd on this host, "/run/netd/netd.sock" where its unit is installed: jobs may name its networks. Empty: no netd,
+    # and no network but "user".
+    netd = ""
+
     # QEMU, a name in PATH or an absolute path.
     qemu = "qemu-system-x86_64"
 

@@ -1,10 +1,11 @@
-# A service in a microVM: a guest that answers HTTP at a port which Nomad chose, registered and checks.
+# A service in a microVM: a guest that answers HTTP at a port which Nomad chose, registered and checked.
 #
 # Expect: the check passes within seconds; `curl` at the address of `nomad service info hello` says hello, with the
-# guest's kernel and uptime; `nomad alloc logs -f -job hello` shows the console, one tick a second.
+# guest's kernel and uptime, from other hosts, from the host itself and from 127.0.0.1 there; `nomad alloc logs -f -job hello`
+# shows the console, one tick a second.
 # Stopping presses the guest's power button: the last lines of the console are "powering off" and "bye".
 #
-# Needs: image_paths with the test guest (testing/guest), user_network = true. `make demo` provides both.
+# Needs: image_paths with the test guest (testing/guest), netd with its network "default". `make demo` provides both.
 # Run:   nomad job run jobs/hello.nomad.hcl
 # Stop:  nomad job stop hello
 
@@ -47,8 +48,9 @@ job "hello" {
         initrd  = "initrd.img"
         cmdline = "quiet steppe.httpd steppe.ticks"
 
+        # Behind the host's address: the guest reaches out, and the port leads in.
         network {
-          name  = "user"
+          name  = "default"
           ports = ["http"]
         }
       }

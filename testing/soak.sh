@@ -27,3 +27,9 @@ STEPPE_CYCLES=200 STEPPE_PARALLEL=20 cargo run --quiet --locked --package steppe
 echo "${STEPPE_OPERATIONS:=1000} random starts, stops and kills, beside a model of what must be"
 export STEPPE_OPERATIONS
 testing/nomad/test.sh -test.run '^TestSoakRandom$'
+
+echo "two machines that stream while netd is restarted, replaced, and away for a minute"
+STEPPE_NETD_AWAY=60 cargo run --quiet --locked --package steppe-e2e -- --net stream_over_restart
+
+echo "$((STEPPE_OPERATIONS * 10)) random requests, changes and kills of netd"
+STEPPE_OPERATIONS=$((STEPPE_OPERATIONS * 10)) cargo run --quiet --locked --package steppe-netd-checks -- netd_random

@@ -1,12 +1,14 @@
 # shellcheck shell=bash
-# What do the demo and the tests that need an agent share? A Nomad server and a client of their own, wholly in one
-# directory. Sourced, after AGENTS was set to that directory:
+# What do the demo and the tests that need an agent share? A Nomad server and a client of their own, and netd for who wants it,
+# wholly in one directory. Sourced, after AGENTS was set to that directory:
 #
 #   bin/            the programs; every process of ours is known by its executable beneath it
 #   *.hcl *.log     configuration and log of each agent
+#   netd.*          netd's configuration, log and socket
 #   server/ client/ their data; driver/ and run/ are the driver's state_dir and run_dir, tmp/ is the agents' TMPDIR
 #   ports           first port of the server's three, and of the client's
 #   groups.before   Nomad's control groups that were there before us
+#   forward.before  whether the host forwarded IPv4 before netd did
 #
 # Two processes, not one: a server and client in one need half a minute until the node is ready, because the client asks
 # for its key before the server has one.
@@ -22,7 +24,7 @@ say() { printf '[%3d s] %s\n' "$SECONDS" "$*"; }
 # Ends the program with a sentence; before it, what the logs say that may be the cause.
 fail() {
     local log
-    for log in "$AGENTS/server.log" "$AGENTS/client.log" "$AGENTS/driver/log/plugin.log"; do
+    for log in "$AGENTS/server.log" "$AGENTS/client.log" "$AGENTS/driver/log/plugin.log" "$AGENTS/netd.log"; do
         [ -s "$log" ] || continue
         printf '\n--- the last lines of %s\n' "$log"
         tail -n "${FAIL_LINES:-15}" "$log"
@@ -221,6 +223,7 @@ plugin "nomad-driver-microvm" {
     user_network = true
     state_dir    = "$AGENTS/driver"
     run_dir      = "$AGENTS/run"
+    netd         = "${AGENTS_NETWORKS+$AGENTS/netd.sock}"
 
     # Another range than the default: user ids are leased within one run_dir.
     vm_uids = "$3-$(($3 + 999))"
@@ -277,6 +280,7 @@ agents_start() { # first port to try for the server, first user id of the virtua
         read -r server_port client_port <"$AGENTS/ports"
         ADDRESS=http://127.0.0.1:$server_port
         agents_wanted=(server client)
+        netd_start
         cmp -s "$STEPPE_PLUGIN_DIR/nomad-driver-microvm" "$AGENTS/bin/plugins/nomad-driver-microvm" ||
             say "Nomad runs with an older build of the driver; end it first to try the new one"
         say "Nomad's server and client run already"
@@ -288,6 +292,7 @@ agents_start() { # first port to try for the server, first user id of the virtua
         chmod 711 "$AGENTS"
         [ -e "$AGENTS/groups.before" ] || shared_groups >"$AGENTS/groups.before"
         copy_program "$STEPPE_NOMAD" "$AGENTS/bin/nomad"
+        [ -z "${AGENTS_NETWORKS+set}" ] || copy_program "$STEPPE_PLUGIN_DIR/netd" "$AGENTS/bin/netd"
         copy_program "$STEPPE_PLUGIN_DIR/microvm-shim" "$AGENTS/bin/plugins/microvm-shim"
         copy_program "$STEPPE_PLUGIN_DIR/nomad-driver-microvm" "$AGENTS/bin/plugins/nomad-driver-microvm"
         server_port=$(free_ports "$1")
@@ -297,6 +302,7 @@ agents_start() { # first port to try for the server, first user id of the virtua
         echo "$server_port $client_port" >"$AGENTS/ports"
         ADDRESS=http://127.0.0.1:$server_port
 
+        netd_start
         say "starting Nomad's server at $ADDRESS"
         agent_launch server
         wait_until 60 "Nomad's server has no key yet" server_has_key
@@ -307,7 +313,47 @@ agents_start() { # first port to try for the server, first user id of the virtua
     wait_until 60 "Nomad's client or the driver is not healthy ($(driver_state))" node_ready
 }
 
+# Whether it is this network in which our netd was started, and none that a test had.
+netd_is_here() { [ "$(cat "$AGENTS/netd.network" 2>/dev/null)" = "$(readlink /proc/self/ns/net)" ]; }
+netd_answers() { netd list >/dev/null 2>&1; }
+# netd's command, about our netd.
+netd() { # subcommand options...
+    local subcommand=$1
+    shift
+    "$AGENTS/bin/netd" "$subcommand" --config "$AGENTS/netd.toml" --socket "$AGENTS/netd.sock" "$@"
+}
+
+# Makes sure that netd runs, where AGENTS_NETWORKS is set: to the text of netd.toml, empty for the network that netd brings along.
+netd_start() {
+    [ -n "${AGENTS_NETWORKS+set}" ] && no_process netd || return 0
+    # Two in one network would each take what the other made for their own.
+    netd_is_here || ! ip -o link | grep -q '^[0-9]*: nd[btv]' ||
+        fail "this host has links of another netd (ip link shows them: nd…), and two would take each other's: use a host without"
+    readlink /proc/self/ns/net >"$AGENTS/netd.network"
+    printf '%s\n' "$AGENTS_NETWORKS" >"$AGENTS/netd.toml"
+    [ -e "$AGENTS/forward.before" ] || cat /proc/sys/net/ipv4/ip_forward >"$AGENTS/forward.before"
+    (
+        cd "$AGENTS"
+        exec env -i PATH="$PATH:/usr/sbin:/sbin" setsid "$AGENTS/bin/netd" serve --config "$AGENTS/netd.toml" \
+            --socket "$AGENTS/netd.sock" </dev/null >>"$AGENTS/netd.log" 2>&1 8<&-
+    ) &
+    patience 10 netd_answers || fail "netd does not answer"
+}
+
 # --- stopping
+
+# Ends netd, and what it made goes with it.
+netd_end() {
+    [ -x "$AGENTS/bin/netd" ] || return 0
+    processes netd | xargs -r kill 2>/dev/null || true
+    patience 5 no_process netd || processes netd | xargs -r kill -9 2>/dev/null || true
+    # A test's network goes by itself, and what is here then is somebody else's.
+    netd_is_here || return 0
+    netd purge --force >/dev/null || echo "$PROGRAM: what netd made can't be removed" >&2
+    # Written only where it differs: it resets that of every link.
+    [ ! -e "$AGENTS/forward.before" ] || cmp -s "$AGENTS/forward.before" /proc/sys/net/ipv4/ip_forward ||
+        cat "$AGENTS/forward.before" >/proc/sys/net/ipv4/ip_forward
+}
 
 # What of ours the kernel still holds, for the moment after its end.
 remove_groups() {
@@ -362,6 +408,7 @@ agents_remove() {
     processes | xargs -r kill 2>/dev/null || true
     patience 3 no_process || processes | xargs -r kill -9 2>/dev/null || true
     patience 5 no_process || fail "these processes do not end: $(processes | tr '\n' ' ')"
+    netd_end
     remove_mounts
     remove_groups
     rm -rf "$AGENTS"

@@ -4,6 +4,8 @@
 # Cloned is what is committed. The caches of this tree are used; for a run from nothing, give it empty ones:
 #   STEPPE_CACHE=$(mktemp -d) CARGO_TARGET_DIR=$(mktemp -d) testing/demo/test.sh
 # The demo of the test has a directory and ports of its own, so that yours can go on.
+#
+# It clones and builds here, and runs the demo in a network of its own, because netd makes links.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tree=$PWD
@@ -16,7 +18,7 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$tree/target}/demo-test
 
 result=failed reason="it ended early"
 finish() {
-    [ "$result" = passed ] || { [ -d "$work/clone" ] && make -C "$work/clone" --no-print-directory demo-stop; } || true
+    [ "$result" = passed ] || { [ -d "$work/clone" ] && make_clone demo-stop; } || true
     rm -rf "$work"
     echo "check demo_from_clean_clone $result $SECONDS ${reason}"
 }
@@ -37,19 +39,29 @@ host() {
         awk '$8 ~ /^[\/@]/ && /nomad|steppe|plugin|qmp|control\.sock/ { print "socket", $8 }' /proc/net/unix
         awk '{ print "mount", $2 }' /proc/mounts
         find /sys/fs/cgroup -type d -path '*nomad*' | sed 's/^/group /'
-        ip -o link 2>/dev/null | awk -F': ' '{ print "link", $2 }' || ls /sys/class/net | sed 's/^/link /'
+        inside ip -o link | awk -F': ' '{ print "link", $2 }'
+        inside nft list tables
+        inside sed 's/^/forwarding /' /proc/sys/net/ipv4/ip_forward
         find /run /var/lib /tmp -maxdepth 1 \( -name 'steppe*' -o -name 'plugin*' -o -name '*omad*' \) ! -path "$work" |
             sed 's/^/path /'
         find /run/steppe* -maxdepth 2 2>/dev/null | sed 's/^/path /' || true
     } | sort -u
 }
 
-make_clone() { make -C "$work/clone" --no-print-directory "$@"; }
+[ "$(id -u)" = 0 ] || fail "root is needed for a network of the test's own: run it with sudo"
+# The network is there as long as this process, which ends with us.
+exec 7> >(exec unshare --net -- sh -c 'ip link set lo up && exec cat >/dev/null')
+network=/proc/$!/ns/net
+inside() { nsenter --net="$network" -- "$@" 7>&-; }
+make_clone() { inside make -C "$work/clone" --no-print-directory "$@"; }
 
 git -C "$tree" rev-parse --quiet --verify HEAD >/dev/null || fail "nothing is committed, so there is nothing to clone"
 git clone --quiet "$tree" "$work/clone"
-# What an interrupted run of this test left is not this run's doing.
-make_clone demo-stop >/dev/null
+# Here, where there is a way out, what the demo needs is fetched and built; and what an interrupted run of this test left is
+# removed, which is not this run's doing.
+make -C "$work/clone" --no-print-directory setup
+(cd "$work/clone" && testing/prepare.sh testing/demo/down.sh >/dev/null) || fail "the clone can't be built"
+[ "$(readlink "$network")" != "$(readlink /proc/self/ns/net)" ] || fail "there is no network of the test's own"
 host >"$work/before"
 
 make_clone demo 2>&1 | tee "$work/first"
@@ -58,17 +70,17 @@ told=$(sed -n 's/^  kernel \(.*\), up \([0-9.]*\) s$/\1 \2/p' "$work/first")
 server=$(sed -n 's/^  export NOMAD_ADDR=//p' "$work/first")
 [ -n "$address" ] && [ -n "$told" ] && [ -n "$server" ] || fail "make demo does not say address, kernel and uptime"
 
-registered=$(NOMAD_ADDR=$server "$STEPPE_DEMO_DIR/bin/nomad" service info \
+registered=$(NOMAD_ADDR=$server inside "$STEPPE_DEMO_DIR/bin/nomad" service info \
     -t '{{range .}}{{.Address}}:{{.Port}}{{end}}' hello)
 [ "$registered" = "$address" ] || fail "Nomad registered $registered, make demo says $address"
-ask() { curl --silent --fail --noproxy '*' --max-time 5 "http://$address/cgi-bin/status"; }
+ask() { inside curl --silent --fail --noproxy '*' --max-time 5 "http://$address/cgi-bin/status"; }
 uptime_of() { ask | sed -n 's/.*"uptime":\([0-9]*\).*/\1/p'; }
 ask | grep -qF "\"release\":\"${told% *}\"" || fail "the guest at $address has another kernel than ${told% *}"
 
 # The commands that it prints work, as they are.
 console=$(sed -n 's/^  follow its console *\(.* alloc logs\) -f \(-job hello\)$/\1 \2/p' "$work/first")
 # shellcheck disable=SC2086 # a command line
-env NOMAD_ADDR="$server" $console | grep -q 'steppe-guest: ready' || fail "the printed command does not show the console"
+NOMAD_ADDR="$server" inside $console | grep -q 'steppe-guest: ready' || fail "the printed command does not show the console"
 
 # A second time: found running, and the guest goes on.
 before=$(uptime_of)

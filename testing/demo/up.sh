@@ -10,6 +10,8 @@ AGENTS=${STEPPE_DEMO_DIR:-/var/lib/steppe-demo}
 : "${STEPPE_NOMAD:?testing/prepare.sh sets it: run make demo}" "${STEPPE_PLUGIN_DIR:?}" "${STEPPE_GUEST_DIR:?}"
 become_root testing/demo/up.sh
 
+# The network that netd brings along.
+AGENTS_NETWORKS=
 agents_start "${STEPPE_DEMO_PORT:-4646}" 1910000000
 say "Nomad lists the driver: microvm, healthy"
 
@@ -48,6 +50,7 @@ What you can do now:
   export NOMAD_ADDR=$ADDRESS
   follow its console       $AGENTS/bin/nomad alloc logs -f -job hello
   run another job          $AGENTS/bin/nomad job run -detach jobs/batch.nomad.hcl
+  see its network card     $AGENTS/bin/netd list --socket $AGENTS/netd.sock
   press its power button   $AGENTS/bin/nomad job stop hello
 
   end everything           make demo-stop

@@ -7,11 +7,11 @@ set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 cache=${STEPPE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/steppe}
 # virtio_ring before virtio, virtio_mmio before the drivers on its bus, net_failover before virtio_net, pvpanic before
-# its ACPI half; root/init loads them in this order, and leaves out those whose device is missing.
+# its ACPI half, 8021q after those before it; root/init loads them in this order, and leaves out those that it needs not.
 modules='virtio_ring virtio virtio_mmio pvpanic pvpanic-mmio failover net_failover virtio_net virtio_blk virtio-rng
-  button evdev'
+  button evdev llc stp garp mrp 8021q'
 busybox=/bin/busybox
-applets='sh ip httpd sleep'
+applets='sh ip httpd ping sleep'
 
 say() { printf 'guest: %s\n' "$*" >&2; }
 die() {

@@ -2,6 +2,7 @@
  * Which acts of the test guest need system calls that a busybox shell cannot make, or would make too dearly?
  * One static program, one verb per act; root/init and root/www/cgi-bin call it. Output is one write per line.
  */
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +10,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +18,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <termios.h>
 #include <time.h>
@@ -23,6 +26,9 @@
 
 /* The driver's contract: isa-debug-exit at this port; a byte written there is the task's exit code. */
 enum { EXIT_PORT = 0x501 };
+
+/* Numbered datagrams go to this port, one each so many milliseconds; so many numbers are told apart. */
+enum { STREAM_PORT = 9, STREAM_MS = 10, STREAM_MAX = 1 << 20 };
 
 /* The console, whatever our stdout is: httpd gives its children a socket. */
 static int console(void)
@@ -138,6 +144,16 @@ static int button(void)
 	}
 }
 
+/* Waits until so many milliseconds after the time before. */
+static void wait_next(struct timespec *next, long ms)
+{
+	next->tv_nsec += (ms % 1000) * 1000000;
+	next->tv_sec += ms / 1000 + next->tv_nsec / 1000000000;
+	next->tv_nsec %= 1000000000;
+	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, next, NULL) == EINTR)
+		;
+}
+
 /* Numbered, and on absolute times: a missing line is a lost line, never a late one. */
 _Noreturn static void ticks(long ms)
 {
@@ -145,11 +161,55 @@ _Noreturn static void ticks(long ms)
 	clock_gettime(CLOCK_MONOTONIC, &next);
 	for (unsigned long n = 1;; n++) {
 		say("tick %lu\n", n);
-		next.tv_nsec += (ms % 1000) * 1000000;
-		next.tv_sec += ms / 1000 + next.tv_nsec / 1000000000;
-		next.tv_nsec %= 1000000000;
-		while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &next, NULL) == EINTR)
-			;
+		wait_next(&next, ms);
+	}
+}
+
+/* The same as datagrams to an IPv4 address. */
+static int stream(const char *text)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(STREAM_PORT)};
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	struct timespec next;
+	if (inet_pton(AF_INET, text, &to.sin_addr) != 1 || connect(fd, (struct sockaddr *)&to, sizeof to))
+		return fail(text);
+	clock_gettime(CLOCK_MONOTONIC, &next);
+	for (uint32_t n = 1; n < STREAM_MAX; n++) {
+		uint32_t sent[32] = {htonl(n)};
+		if (send(fd, sent, sizeof sent, 0) != sizeof sent)
+			fail("stream");
+		wait_next(&next, STREAM_MS);
+	}
+	return 0;
+}
+
+/* Listens before it returns; then says each second how many different ones came, of how many that were sent. */
+static int count(void)
+{
+	static unsigned char seen[STREAM_MAX];
+	struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(STREAM_PORT)};
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (bind(fd, (struct sockaddr *)&at, sizeof at))
+		return fail("count");
+	if (fork())
+		return 0;
+	setsid();
+	uint32_t came = 0, last = 0;
+	time_t said = 0;
+	for (;;) {
+		uint32_t got[32];
+		struct timespec now;
+		ssize_t size = recv(fd, got, sizeof got, 0);
+		uint32_t n = size < (ssize_t)sizeof *got ? 0 : ntohl(*got);
+		if (!n || n >= STREAM_MAX)
+			continue;
+		came += !seen[n];
+		seen[n] = 1;
+		last = n > last ? n : last;
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if (now.tv_sec != said)
+			say("steppe-guest: stream %u of %u\n", came, last);
+		said = now.tv_sec;
 	}
 }
 
@@ -267,6 +327,10 @@ int main(int argc, char **argv)
 		ticks(number(word, 1, 3600000));
 	if (!strcmp(verb, "flood"))
 		flood();
+	if (!strcmp(verb, "stream") && word)
+		return stream(word);
+	if (!strcmp(verb, "count"))
+		return count();
 	if (!strcmp(verb, "eat"))
 		return eat(number(word, 1, 1 << 20));
 	if (!strcmp(verb, "disk") && word)

@@ -7,6 +7,10 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${STEPPE_NOMAD:?run it by testing/prepare.sh}" "${STEPPE_PLUGIN_DIR:?}" "${STEPPE_GUEST_DIR:?}"
 PROGRAM=testing/jobs/test.sh
+# netd makes links: in a network of our own, which goes with us.
+if [ "$(id -u)" = 0 ] && [ -z "${STEPPE_OWN_NETWORK:-}" ]; then
+    STEPPE_OWN_NETWORK=1 exec unshare --net -- sh -c 'ip link set lo up && exec "$@"' sh "$PROGRAM" "$@"
+fi
 
 reference=jobs/README.md
 plugin_says() { "$STEPPE_PLUGIN_DIR/nomad-driver-microvm" "--$1"; }
@@ -143,10 +147,136 @@ expect_ready() {
     [ "$tried" -ge 1 ] || fail "job ready with text=never does not say why it failed"
 }
 
+# What is on the operator's network gets a page from this address.
+page_at() { # address
+    patience 30 get "http://$1/" >"$work/page" || fail "nothing answers at $1"
+    grep -q '^Hello' "$work/page" || fail "the page at $1 does not say hello"
+}
+# What the guest of a job's allocation has on its interface, as its console shows it: "IPv4 10.1.0.10/16" and so on.
+console_of() { nomad alloc logs "$1" | tr -d '\r'; }
+allocations() { # job
+    nomad job allocs -t '{{range .}}{{if eq .ClientStatus "running"}}{{.ID}}
+{{end}}{{end}}' "$1" 2>/dev/null | grep . || true
+}
+run_so_many() { [ "$(allocations "$1" | wc -l)" = "$2" ]; }
+all_stopped() { # job
+    nomad job stop -detach "$1" >/dev/null
+    patience 60 run_so_many "$1" 0 || fail "job $1 does not end"
+}
+services_are() { # name address...
+    local name=$1
+    shift
+    [ "$(nomad service info -t '{{range .}}{{.Address}}:{{.Port}}
+{{end}}' "$name" 2>/dev/null | grep . | sort)" = "$(printf '%s\n' "$@" | sort)" ]
+}
+
+expect_static() {
+    run static
+    patience 90 services_are static 10.1.0.10:80 10.1.0.11:80 || { why_not static && fail "job static is not registered"; }
+    page_at 10.1.0.10
+    page_at 10.1.0.11
+    all_stopped static
+}
+
+expect_two-nics() {
+    local address line
+    run two-nics
+    has_address() { address=$(service_address two-nics) && [ -n "$address" ]; }
+    patience 90 has_address || { why_not two-nics && fail "job two-nics is not registered"; }
+    page_at "$address"
+    says two-nics 'steppe-guest: eth0 on default, '
+    line=$(console two-nics | grep '^steppe-guest: eth1 on lan, ')
+    address=${line#*IPv4 }
+    page_at "${address%%/*}"
+    all_stopped two-nics
+}
+
+expect_canary() {
+    local first second id
+    one_runs() { run_so_many canary 1; }
+    two_run() { run_so_many canary 2; }
+    run canary
+    patience 90 one_runs || { why_not canary && fail "job canary does not run"; }
+    first=$(allocations canary)
+    on_lan() { console_of "$1" 2>/dev/null | grep '^steppe-guest: eth0 on lan, '; }
+    patience 60 on_lan "$first" >/dev/null || fail "the guest of job canary does not show its address"
+    nomad job run -detach -var version=2 jobs/canary.nomad.hcl >/dev/null
+    patience 90 two_run || { why_not canary && fail "job canary has no canary"; }
+    for id in $(allocations canary); do [ "$id" = "$first" ] || second=$id; done
+    patience 60 on_lan "$second" >/dev/null || fail "the canary does not show its address"
+    [ "$(on_lan "$first")" != "$(on_lan "$second")" ] || fail "the canary has the address of the other one"
+    promoted() { nomad job promote -detach canary >/dev/null 2>&1; }
+    patience 60 promoted || fail "the canary can't be promoted"
+    patience 60 one_runs || fail "the old version of job canary goes on"
+    [ "$(allocations canary)" = "$second" ] || fail "the canary has not become the job"
+    all_stopped canary
+}
+
+# A job for a network that this host's kernel may not be able to have; if so, Nomad must say that no node can run it.
+needs_kernel() { # job network
+    local why
+    why=$(netd list | sed -n "s/^$2: //p")
+    [ -n "$why" ] || return 0
+    nomad job validate "jobs/$1.nomad.hcl" >"$work/validate" || { cat "$work/validate" && fail "job $1 is not valid"; }
+    # 1: it would make allocations, or can't.
+    nomad job plan "jobs/$1.nomad.hcl" >"$work/plan" 2>&1 || [ $? = 1 ]
+    grep -qF "driver.microvm.network.$2" "$work/plan" || { cat "$work/plan" && fail "nomad job plan $1 does not say what lacks"; }
+    say "job $1 is valid, and not run: $why"
+    return 1
+}
+
+expect_vlan() {
+    needs_kernel vlan tenant-a || return 0
+    run vlan
+    both_run() { run_so_many vlan 2; }
+    patience 90 both_run || { why_not vlan && fail "job vlan does not run"; }
+    says vlan 'steppe-guest: eth0 on tenant-a, '
+    all_stopped vlan
+}
+
+expect_router() {
+    needs_kernel router trunk || return 0
+    run router
+    patience 90 console_says router 'steppe-guest: ready' || { why_not router && fail "job router does not run"; }
+    says router 'VLANs 100 200'
+    all_stopped router
+}
+
 # Every file in jobs/, run by an agent as it stands, does what its header says.
 jobs_run() {
-    local job
+    local job link
     become_root "$PROGRAM"
+    # What the headers of the files ask for. We are a machine on the network "lan".
+    ip link add br0 type bridge
+    ip address add 10.1.0.1/16 dev br0
+    ip link set br0 up
+    for link in eth1 eth2; do
+        ip link add "$link" type veth peer name "$link.far"
+        ip link set "$link" up
+        ip link set "$link.far" up
+    done
+    AGENTS_NETWORKS='
+[network.default]
+kind = "nat"
+ipv4 = { subnet = "10.83.0.0/20", gateway = "10.83.0.1" }
+
+[network.lan]
+kind = "bridge"
+bridge = "br0"
+ipv4 = { subnet = "10.1.0.0/16", gateway = "10.1.0.1" }
+
+[network.tenant-a]
+kind = "vlan"
+uplink = "eth1"
+vid = 100
+ipv4 = { subnet = "10.100.0.0/16", gateway = "10.100.0.1" }
+ipv6 = { prefix = "fd00:100::/64" }
+
+[network.trunk]
+kind = "vlan-aware"
+uplink = "eth2"
+vids = ["100", "200"]
+'
     agents_start 15646 1911000000
     for job in jobs/*.nomad.hcl; do
         job=${job#jobs/} job=${job%.nomad.hcl}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Does testing/vm do what it promises, and does the driver do what only it can show? Prints `check` lines.
+# Does testing/vm do what it promises, and do the driver and netd do what only it can show? Prints `check` lines.
 #
 #   testing/vm/test.sh            all checks
 #   testing/vm/test.sh NAME...    these
@@ -230,6 +230,20 @@ resources_cgroup2() {
     grep -q '1 passed' "$work/version2" || fail "the test did not run: $(sed 's/^/| /' "$work/version2")"
 }
 
+# netd on a kernel with VLANs: all checks in one machine, and the lines are theirs (testing/netd).
+netd_checks() { # name...
+    cargo build --quiet --locked --package steppe-netd-checks || fail "netd's checks can't be built"
+    plugins=${STEPPE_NETD_DIR:-${STEPPE_PLUGIN_DIR:-$(testing/build.sh)}}
+    points=${STEPPE_POINTS_PLUGIN_DIR:-$(testing/build.sh points)}
+    filters=nf_tables,nft_chain_nat,nft_ct,nft_masq,nft_meta_bridge,nft_nat,nft_objref
+    set -- --vlan "$@"
+    "$run" --cpus 2 --memory 1024 --timeout 600 --modules "bridge,8021q,dummy,tun,veth,$filters" \
+        --file /usr/sbin/ip --file /usr/sbin/bridge --file /usr/sbin/nft --file /usr/bin/unshare \
+        --file "$plugins/netd:/opt/steppe/netd" --env STEPPE_NETD_DIR=/opt/steppe \
+        --file "$points/netd:/opt/steppe/points/netd" --env STEPPE_POINTS_PLUGIN_DIR=/opt/steppe/points \
+        "$CARGO_TARGET_DIR/debug/netd-checks" "$@"
+}
+
 failures=0
 check() { # name
     start=$(date +%s)
@@ -238,7 +252,14 @@ check() { # name
     if [ $? = 0 ]; then result=passed; else result=failed failures=1; fi
     echo "check $1 $result $(($(date +%s) - start))"
 }
+wanted() { [ $# = 1 ] || printf '%s\n' "$@" | sed 1d | grep -qx "$1"; } # name argument...
 for name in vm_exit_status vm_leaves_nothing vm_has_cgroup2 vm_has_vlan resources_cgroup2; do
-    if [ $# = 0 ] || printf '%s\n' "$@" | grep -qx "$name"; then check "$name"; fi
+    if wanted "$name" "$@"; then check "$name"; fi
 done
+netd=''
+for name in vlan_isolation vlan_trunk vlan_aware_access mtu_dont_fragment spoof_frames netd_crash_matrix_vlan; do
+    if wanted "$name" "$@"; then netd="$netd $name"; fi
+done
+# shellcheck disable=SC2086 # a list of names
+if [ -n "$netd" ]; then (netd_checks $netd) || failures=1; fi
 exit $failures

@@ -32,6 +32,7 @@ pub(crate) struct Key {
 pub(crate) enum Kind {
     String,
     Bool,
+    Number,
     StringList,
     NumberMap,
     /// Repeated blocks, in order.
@@ -88,6 +89,14 @@ const OPTIONS: &[Key] = &[
         "false",
         "whether jobs may use QEMU's user-mode network (network \"user\"): no way out, only Nomad's ports in",
         "user_network = true",
+    ),
+    key(
+        "netd",
+        Kind::String,
+        "\"\"",
+        "absolute path of the socket at which netd listens; its networks are what jobs may name, and node attributes \
+         driver.microvm.network.NAME; empty: no netd, and no network but \"user\"",
+        "netd = \"/run/netd/netd.sock\"",
     ),
     key(
         "accelerator",
@@ -241,6 +250,15 @@ const TASK: &[Key] = &[
         "ready_timeout = \"90s\"",
     ),
     key(
+        "identity",
+        Kind::String,
+        "\"job\"",
+        "what MAC, IPv6 and \"auto\" IPv4 addresses depend on besides the network; \"job\": namespace, job, group, task and the \
+         allocation's index, so they stay when the VM is started again or moves; \"alloc\": the allocation, for jobs with \
+         canaries, which have the indexes of allocations that still run",
+        "identity = \"alloc\"",
+    ),
+    key(
         "disk",
         Kind::Blocks(DISK),
         "",
@@ -251,7 +269,8 @@ const TASK: &[Key] = &[
         "network",
         Kind::Blocks(NETWORK),
         "",
-        "a network interface; the first is eth0",
+        "a network interface; the first is eth0. The first with an address from netd, IPv4 before IPv6, is what services with \
+         address_mode = \"driver\" register, and by default, unless its network is of kind nat",
         "network { … }",
     ),
 ];
@@ -290,22 +309,53 @@ const NETWORK: &[Key] = &[
     required(
         "name",
         Kind::String,
-        "\"user\": QEMU's user-mode network, where the operator allows it",
-        "name = \"user\"",
+        "a network that netd knows on this node; or \"user\": QEMU's user-mode network, where the operator allows it. A VM has one \
+         interface on each network, or on each VLAN of it",
+        "name = \"tenant-a\"",
+    ),
+    key(
+        "ipv4",
+        Kind::String,
+        "",
+        "\"auto\": one of the network's pool, computed from the identity, that nobody else answers for; \"none\"; an address; or one \
+         with \"+index\" behind it, which adds the allocation's index. \"auto\" where it is absent. Not for \"user\"",
+        "ipv4 = \"10.1.0.10+index\"",
+    ),
+    key(
+        "vlan",
+        Kind::Number,
+        "",
+        "the VLAN of the interface, which the guest does not see; for networks of kind vlan-aware",
+        "vlan = 100",
+    ),
+    key(
+        "trunk",
+        Kind::StringList,
+        "[]",
+        "VLANs whose frames the guest sees tagged, each a number or a range; for networks of kind vlan-aware, instead of vlan",
+        "trunk = [\"100-120\", \"200\"]",
+    ),
+    key(
+        "mtu",
+        Kind::Number,
+        "",
+        "MTU that the guest is told, at most the network's, which it is where it is absent. Not for \"user\"",
+        "mtu = 1400",
     ),
     key(
         "ports",
         Kind::StringList,
         "[]",
         "labels of Nomad ports that lead into the guest, TCP unless \"/udp\" is added; the guest's port is the job's `to`, \
-         else port_map's, else the host's number",
+         else port_map's, else the host's number. For \"user\" and networks of kind nat",
         "ports = [\"http\", \"dns/udp\"]",
     ),
     key(
         "port_map",
         Kind::NumberMap,
         "{}",
-        "guest port by label; wins over `to`",
+        "guest port by label; wins over `to`. Where a network takes no ports it is only told to Nomad with the address: there a \
+         service with address_mode = \"driver\" needs a port with `to`, or a number",
         "port_map = { http = 8080 }",
     ),
 ];
@@ -335,6 +385,7 @@ pub(crate) struct Options {
     pub(crate) enabled: bool,
     pub(crate) image_paths: Vec<PathBuf>,
     pub(crate) user_network: bool,
+    pub(crate) netd: Option<PathBuf>,
     pub(crate) accelerator: AcceleratorOption,
     pub(crate) qemu: PathBuf,
     pub(crate) qemu_paths: Vec<PathBuf>,
@@ -408,6 +459,7 @@ struct RawOptions {
     enabled: Option<bool>,
     image_paths: Option<Vec<String>>,
     user_network: Option<bool>,
+    netd: Option<String>,
     accelerator: Option<String>,
     qemu: Option<String>,
     qemu_paths: Option<Vec<String>>,
@@ -466,10 +518,12 @@ fn check_options(raw: RawOptions) -> Result<Options, OptionsError> {
     } else {
         PathBuf::from(qemu)
     };
-    let shim = match text(raw.shim, "") {
-        empty if empty.is_empty() => None,
-        path => Some(absolute("shim", &path)?),
+    let if_given = |name, value| match text(value, "") {
+        empty if empty.is_empty() => Ok(None),
+        path => absolute(name, &path).map(Some),
     };
+    let shim = if_given("shim", raw.shim)?;
+    let netd = if_given("netd", raw.netd)?;
     let all_absolute = |name, paths: Option<Vec<String>>| -> Result<Vec<PathBuf>, OptionsError> {
         let paths = paths.unwrap_or_default();
         paths.iter().map(|path| absolute(name, path)).collect()
@@ -487,6 +541,7 @@ fn check_options(raw: RawOptions) -> Result<Options, OptionsError> {
         enabled: raw.enabled.unwrap_or(true),
         image_paths: all_absolute("image_paths", raw.image_paths)?,
         user_network: raw.user_network.unwrap_or(false),
+        netd,
         accelerator,
         qemu,
         qemu_paths: all_absolute("qemu_paths", raw.qemu_paths)?,

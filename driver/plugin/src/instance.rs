@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use nomad_proto::base::ClientTopology;
-use steppe_vm::spec::Host;
+use steppe_vm::spec::{Host, KnownNetwork};
 
 use crate::config::{AcceleratorOption, Options};
 use crate::host::isolation::{self, Able};
@@ -139,8 +139,8 @@ impl Instance {
         *self.tsc_khz.get_or_init(tsc::khz)
     }
 
-    /// What a task's request is checked against.
-    pub(crate) fn offer(&self) -> Host {
+    /// What a task's request is checked against, with the networks that netd knows.
+    pub(crate) fn offer(&self, networks: Vec<KnownNetwork>) -> Host {
         let kvm_unusable = match self.options.accelerator {
             AcceleratorOption::Tcg => Some("the plugin option accelerator is \"tcg\"".to_owned()),
             _ => self.kvm().err().map(|reason| reason.to_string()),
@@ -151,6 +151,7 @@ impl Instance {
             tsc_khz: self.tsc_khz(),
             user_network: self.options.user_network,
             workload_uids: self.options.workload_uids.clone(),
+            networks: self.options.netd.is_some().then_some(networks),
         }
     }
 }

@@ -12,7 +12,8 @@ mod options;
 
 use std::path::PathBuf;
 
-use steppe_vm::plan::{Isolation, LaunchPlan};
+use steppe_vm::interface::Interface;
+use steppe_vm::plan::{Isolation, LaunchPlan, Place};
 use steppe_vm::vm::{FileName, Machine, Vm};
 
 /// What the host contributes to a plan.
@@ -31,6 +32,10 @@ pub struct Site<'a> {
     pub isolation: Option<Isolation>,
     /// Largest size of a file that it may write, where that is known.
     pub file_bytes: Option<u64>,
+    /// What netd made of the machine's networks, in the machine's order.
+    pub interfaces: &'a [Interface],
+    /// An archive that the guest's initrd ends with.
+    pub archive: Option<Place>,
     /// The directory beneath which a named file was found.
     pub place: &'a dyn Fn(&FileName) -> PathBuf,
 }

@@ -77,15 +77,24 @@ fn devices(vm: &Vm, site: &Site<'_>, options: &mut Options) {
             }),
         );
     }
+    let mut interfaces = site.interfaces.iter();
     for (index, nic) in vm.nics.iter().enumerate() {
         let id = format!("net{index}");
+        let mut device = json!({"driver": "virtio-net-device", "bus": slot(), "netdev": id});
         match nic {
             Nic::User { forwards } => options.user_netdev(&id, forwards),
+            Nic::Tap(_) => {
+                // There are as many as taps: `interface::check` made sure of it.
+                let Some(interface) = interfaces.next() else {
+                    continue;
+                };
+                options.tap_netdev(&id, interface);
+                device["mac"] = json!(interface.mac);
+                device["host_mtu"] = json!(interface.mtu);
+                device["mq"] = json!(interface.queues > 1);
+            }
         }
-        options.json(
-            "device",
-            &json!({"driver": "virtio-net-device", "bus": slot(), "netdev": id}),
-        );
+        options.json("device", &device);
     }
     options.json("object", &json!({"qom-type": "rng-builtin", "id": "rng0"}));
     options.json(

@@ -4,7 +4,8 @@
 //! our own words and numbers only.
 
 use serde_json::{Value, json};
-use steppe_vm::plan::{Access, Descriptor, Source};
+use steppe_vm::interface::Interface;
+use steppe_vm::plan::{Access, Descriptor, Place, Source};
 use steppe_vm::vm::{Accelerator, Disk, DiskFormat, FileName, Forward, Reboot};
 
 use crate::Site;
@@ -52,9 +53,10 @@ impl Options {
     }
 
     fn file(&mut self, name: &str, file: &FileName, access: Access, site: &Site<'_>) -> i32 {
+        let Place { beneath, path } = place(file, site);
         let source = Source::File {
-            beneath: (site.place)(file),
-            path: file.path.clone().into(),
+            beneath,
+            path,
             access,
         };
         self.descriptor(name, source)
@@ -124,8 +126,16 @@ impl Options {
     ) {
         let number = self.file("kernel", kernel, Access::Load, site);
         self.pair("kernel", format!("{DESCRIPTORS}/{number}"));
-        if let Some(initrd) = initrd {
-            let number = self.file("initrd", initrd, Access::Load, site);
+        let number = match (initrd, &site.archive) {
+            (None, None) => None,
+            (Some(initrd), None) => Some(self.file("initrd", initrd, Access::Load, site)),
+            (initrd, Some(archive)) => {
+                let mut files: Vec<Place> = initrd.iter().map(|initrd| place(initrd, site)).collect();
+                files.push(archive.clone());
+                Some(self.descriptor("initrd", Source::Joined { files }))
+            }
+        };
+        if let Some(number) = number {
             self.pair("initrd", format!("{DESCRIPTORS}/{number}"));
         }
         self.pair("append", cmdline);
@@ -175,6 +185,31 @@ impl Options {
             "netdev",
             &json!({"type": "user", "id": id, "restrict": true, "ipv6": false, "hostfwd": forwards}),
         );
+    }
+
+    /// A tap device of netd's, by one descriptor for each of its queues.
+    pub(crate) fn tap_netdev(&mut self, id: &str, interface: &Interface) {
+        let queues: Vec<String> = (0..interface.queues)
+            .map(|_| {
+                let source = Source::Tap {
+                    name: interface.tap.clone(),
+                    multi_queue: interface.queues > 1,
+                };
+                self.descriptor(id, source).to_string()
+            })
+            .collect();
+        // No vhost: the kernel itself would read what the guest writes into its queues.
+        self.json(
+            "netdev",
+            &json!({"type": "tap", "id": id, "fds": queues.join(":"), "vhost": false}),
+        );
+    }
+}
+
+fn place(file: &FileName, site: &Site<'_>) -> Place {
+    Place {
+        beneath: (site.place)(file),
+        path: file.path.clone().into(),
     }
 }
 

@@ -82,6 +82,7 @@ mod tests {
             tsc_khz: 2_500_000,
             user_network: true,
             workload_uids: 1..=2,
+            networks: None,
         };
         let vm = check(&spec, &allocated, &host).unwrap().vm;
         let site = crate::Site {
@@ -92,6 +93,8 @@ mod tests {
             gid: 1,
             isolation: None,
             file_bytes: None,
+            interfaces: &[],
+            archive: None,
             place: &|_| "/images".into(),
         };
         crate::render(&vm, &site)

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use steppe_vm::plan::{LaunchPlan, Network, Visible};
 use steppe_vm::vm::{
-    Accelerator, Disk, DiskFormat, FileName, FileRoot, Forward, Machine, Nic, Protocol, Ready, Reboot, Vm,
+    Accelerator, Disk, DiskFormat, FileName, FileRoot, Forward, Machine, Nic, Protocol, Ready, Reboot,
+    TapRequest, Vm,
 };
 
 use super::*;
@@ -28,6 +29,7 @@ fn small() -> Vm {
         cmdline: "console=ttyS0".into(),
         disks: vec![],
         nics: vec![],
+        identity: String::new(),
         reboot: Reboot::Reset,
         ready: None,
     }
@@ -71,8 +73,39 @@ fn large() -> Vm {
     }
 }
 
+/// On two networks of netd's, with another one between them.
+fn networked() -> Vm {
+    let tap = |network: &str| {
+        Nic::Tap(TapRequest {
+            network: network.into(),
+            ..TapRequest::default()
+        })
+    };
+    let user = large().nics.swap_remove(0);
+    Vm {
+        nics: vec![tap("tenant-a"), user, tap("lab")],
+        identity: "default/web/front/vm/0".into(),
+        disks: Vec::new(),
+        ..large()
+    }
+}
+
+/// What netd made for a machine.
+fn interfaces(vm: &Vm) -> Vec<Interface> {
+    let interface = |(index, tap): (usize, &TapRequest)| Interface {
+        network: tap.network.clone(),
+        tap: ["ndtabcdefghij", "ndtklmnopqrst"][index % 2].into(),
+        queues: vm.queues(),
+        mac: format!("02:00:00:00:00:{index:02x}"),
+        mtu: 1500,
+        ..Interface::default()
+    };
+    vm.taps().enumerate().map(interface).collect()
+}
+
 fn plan(vm: &Vm) -> LaunchPlan {
     let place = |file: &FileName| PathBuf::from(format!("/{:?}", file.root).to_lowercase());
+    let interfaces = interfaces(vm);
     render(
         vm,
         &Site {
@@ -97,6 +130,11 @@ fn plan(vm: &Vm) -> LaunchPlan {
                 ],
             }),
             file_bytes: Some(1 << 34),
+            archive: (!interfaces.is_empty()).then(|| Place {
+                beneath: "/record".into(),
+                path: "network.cpio".into(),
+            }),
+            interfaces: &interfaces,
             place: &place,
         },
     )
@@ -105,7 +143,7 @@ fn plan(vm: &Vm) -> LaunchPlan {
 /// The printed plans are files, so that a change of one argument is one line of a diff. `UPDATE=1` rewrites them.
 #[test]
 fn plans_are_the_golden_ones() {
-    for (name, vm) in [("small", small()), ("large", large())] {
+    for (name, vm) in [("small", small()), ("large", large()), ("networked", networked())] {
         let printed = plan(&vm).to_string();
         let path = format!("{}/src/golden/{name}.plan", env!("CARGO_MANIFEST_DIR"));
         if std::env::var_os("UPDATE").is_some() {
@@ -121,7 +159,7 @@ fn plans_are_the_golden_ones() {
 
 #[test]
 fn plans_pass_their_own_check() {
-    for vm in [small(), large()] {
+    for vm in [small(), large(), networked()] {
         let plan = plan(&vm);
         assert_eq!(LaunchPlan::parse(plan.to_json().as_bytes()).unwrap(), plan);
     }
@@ -137,6 +175,37 @@ fn the_fullest_machine_has_descriptors_left() {
             ..disk.clone()
         })
         .collect();
-    let plan = plan(&vm);
+    assert!(LaunchPlan::parse(plan(&vm).to_json().as_bytes()).is_ok());
+    let tap = networked().nics.swap_remove(0);
+    let most = Vm {
+        vcpus: 288,
+        cpus: Vec::new(),
+        disks: Vec::new(),
+        nics: vec![tap; 22],
+        ..vm
+    };
+    let plan = plan(&most);
+    assert_eq!(plan.descriptors.len(), 4 + 22 * 8);
     assert!(LaunchPlan::parse(plan.to_json().as_bytes()).is_ok());
+}
+
+/// A guest without an initrd of its own gets the archive as one.
+#[test]
+fn the_archive_is_behind_the_initrd_or_alone() {
+    let files = |vm: &Vm| {
+        let plan = plan(vm);
+        let of = |descriptor: &steppe_vm::plan::Descriptor| match &descriptor.source {
+            steppe_vm::plan::Source::Joined { files } => Some(files.len()),
+            _ => None,
+        };
+        plan.descriptors.iter().find_map(of)
+    };
+    let alone = Vm {
+        initrd: None,
+        ..networked()
+    };
+    assert_eq!(
+        (files(&networked()), files(&alone), files(&large())),
+        (Some(2), Some(1), None)
+    );
 }

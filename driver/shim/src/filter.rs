@@ -193,6 +193,31 @@ const PR_SET_MEMORY_MERGE: libc::c_int = 67;
 /// Requests of ioctl(2) that put words into a terminal's input.
 const IOCTL_DENIED: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
 
+/// Requests of ioctl(2) for tap devices, by mask and value, of which QEMU needs none for one that is open: becoming another
+/// device, belonging to another user or to nobody, another kind of link, filters and programs in the kernel, the carrier
+/// (linux/if_tun.h, from 200 on). What is left says and sets what a queue can do. TUNSETSTEERINGEBPF is among it: QEMU takes a
+/// program away with it that was never there, and has none to set.
+const IOCTL_TAP: [(u64, u64); 9] = [
+    // TUNSETNOCSUM, TUNSETDEBUG, TUNSETIFF, TUNSETPERSIST
+    (0xfffc, 0x54c8),
+    // TUNSETOWNER, TUNSETLINK
+    (0xfffe, 0x54cc),
+    // TUNSETGROUP
+    (0xffff, 0x54ce),
+    // TUNSETTXFILTER
+    (0xffff, 0x54d1),
+    // TUNATTACHFILTER
+    (0xffff, 0x54d5),
+    // TUNDETACHFILTER
+    (0xffff, 0x54d6),
+    // TUNSETIFINDEX, TUNGETFILTER
+    (0xfffe, 0x54da),
+    // TUNSETFILTEREBPF
+    (0xffff, 0x54e1),
+    // TUNSETCARRIER, TUNGETDEVNETNS
+    (0xfffe, 0x54e2),
+];
+
 /// Requests of ioctl(2) for sockets, all but the last byte: also a unix socket answers for the network in which it was made.
 const IOCTL_SOCKETS: (u64, u64) = (0xffff_ff00, 0x8900);
 
@@ -321,8 +346,9 @@ pub(crate) fn qemu(secret: Secret, network: Network) -> Result<BpfProgram, Backe
     for request in IOCTL_DENIED {
         refuse(libc::SYS_ioctl, 1, Dword, Eq, request)?;
     }
-    let (mask, sockets) = IOCTL_SOCKETS;
-    refuse(libc::SYS_ioctl, 1, Dword, MaskedEq(mask), sockets)?;
+    for (mask, requests) in IOCTL_TAP.into_iter().chain([IOCTL_SOCKETS]) {
+        refuse(libc::SYS_ioctl, 1, Dword, MaskedEq(mask), requests)?;
+    }
     for option in SOCKET_PROGRAMS.map(word) {
         refuse(libc::SYS_setsockopt, 2, Dword, Eq, option)?;
     }
@@ -540,6 +566,43 @@ mod tests {
         ] {
             let program = program.unwrap();
             assert!((20..LENGTH_MAX).contains(&program.len()), "{}", program.len());
+        }
+    }
+
+    #[test]
+    fn a_tap_device_stays_what_and_whose_it_is() {
+        let refused = |request: u64| IOCTL_TAP.iter().any(|(mask, value)| request & mask == *value);
+        for request in [
+            libc::TUNSETIFF,
+            libc::TUNSETPERSIST,
+            libc::TUNSETOWNER,
+            libc::TUNSETGROUP,
+            libc::TUNSETLINK,
+            libc::TUNSETTXFILTER,
+            libc::TUNATTACHFILTER,
+            libc::TUNDETACHFILTER,
+            libc::TUNGETFILTER,
+            libc::TUNSETIFINDEX,
+            libc::TUNSETFILTEREBPF,
+            libc::TUNSETCARRIER,
+            libc::TUNGETDEVNETNS,
+        ] {
+            assert!(refused(request), "{request:x}");
+        }
+        // What QEMU 7.2 asks and sets (net/tap-linux.c).
+        for request in [
+            libc::TUNGETIFF,
+            libc::TUNGETFEATURES,
+            libc::TUNSETOFFLOAD,
+            libc::TUNSETSNDBUF,
+            libc::TUNGETVNETHDRSZ,
+            libc::TUNSETVNETHDRSZ,
+            libc::TUNSETQUEUE,
+            libc::TUNSETVNETLE,
+            libc::TUNSETVNETBE,
+            libc::TUNSETSTEERINGEBPF,
+        ] {
+            assert!(!refused(request), "{request:x}");
         }
     }
 

@@ -15,13 +15,14 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
-use steppe_vm::plan::{Access, DESCRIPTOR_NUMBER_MAX, LaunchPlan, Limits, Source};
+use steppe_vm::plan::{Access, DESCRIPTOR_NUMBER_MAX, LaunchPlan, Limits, Place, Source};
 
 use crate::filter::Secret;
 use crate::isolate::{self, IsolateError, Isolated};
+use crate::{memory, tap};
 
 /// Why a process could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -38,13 +39,23 @@ pub(crate) enum LaunchError {
     /// A file of the plan isn't one.
     #[error("{name}: {path} is not a regular file")]
     NotAFile { name: String, path: PathBuf },
-    /// A file can't be copied into memory.
+    /// Files can't be copied into memory.
     #[error("{name}: {path} can't be copied into memory for QEMU's user")]
     Copy {
         name: String,
         path: PathBuf,
         #[source]
         source: io::Error,
+    },
+    /// The host has no tap devices, or not for this process.
+    #[error(
+        "{name}: {} can't be opened, without which there is no tap device",
+        tap::DEVICE
+    )]
+    Tap {
+        name: String,
+        #[source]
+        source: Errno,
     },
     /// A control group can't be joined.
     #[error("control group {path} can't be opened")]
@@ -99,6 +110,8 @@ pub(crate) struct Prepared {
     stderr: OwnedFd,
     /// Our descriptor and its number in the new process.
     descriptors: Vec<(OwnedFd, RawFd)>,
+    /// Places in them of tap devices, and which each becomes.
+    taps: Vec<(usize, tap::Request)>,
     cgroups: Vec<OwnedFd>,
     limits: Limits,
     /// The processors that it may use, where the plan names any.
@@ -129,6 +142,7 @@ pub(crate) fn prepare(
     let mut descriptors = Vec::with_capacity(plan.descriptors.len());
     // Places in it of files that the program opens once more.
     let mut own = Vec::new();
+    let mut taps = Vec::new();
     for descriptor in &plan.descriptors {
         let opened = match &descriptor.source {
             Source::Qmp => qmp.take(),
@@ -143,6 +157,15 @@ pub(crate) fn prepare(
                     own.push(descriptors.len());
                 }
                 Some(file)
+            }
+            Source::Joined { files } => Some(join(&descriptor.name, files)?),
+            Source::Tap { name, multi_queue } => {
+                taps.push((descriptors.len(), tap::request(name, *multi_queue)));
+                let opened = tap::open().map_err(|source| LaunchError::Tap {
+                    name: descriptor.name.clone(),
+                    source,
+                })?;
+                Some(opened)
             }
         };
         // The plan's check has made sure that both channels are named once.
@@ -174,6 +197,7 @@ pub(crate) fn prepare(
         stdin: above(open_null()?)?,
         stderr: above(channels.stderr)?,
         descriptors,
+        taps,
         cgroups: cgroups
             .iter()
             .map(|leaf| open_cgroup(leaf))
@@ -261,7 +285,7 @@ fn open(name: &str, beneath: &Path, path: &Path, access: Access) -> Result<(Owne
         });
     }
     if access == Access::Load && stat.st_mode & Mode::ROTH.as_raw_mode() == 0 {
-        let copied = copy_to_memory(name, file).map_err(|source| LaunchError::Copy {
+        let copied = memory::join(name, [file]).map_err(|source| LaunchError::Copy {
             name: name.to_owned(),
             path: path.to_owned(),
             source,
@@ -271,18 +295,15 @@ fn open(name: &str, beneath: &Path, path: &Path, access: Access) -> Result<(Owne
     Ok((file, false))
 }
 
-/// QEMU's user opens the file once more by the descriptor's name, for which it needs read permission on the inode.
-fn copy_to_memory(name: &str, file: OwnedFd) -> io::Result<OwnedFd> {
-    let memory = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut memory = File::from(memory);
-    io::copy(&mut File::from(file), &mut memory)?;
-    let memory = OwnedFd::from(memory);
-    rustix::fs::fchmod(&memory, Mode::from_raw_mode(0o444))?;
-    rustix::fs::fcntl_add_seals(
-        &memory,
-        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
-    )?;
-    Ok(memory)
+/// Copies files of the plan into memory, one behind the other.
+fn join(name: &str, files: &[Place]) -> Result<OwnedFd, LaunchError> {
+    let opened = |file: &Place| open(name, &file.beneath, &file.path, Access::Read).map(|(file, _)| file);
+    let opened: Vec<OwnedFd> = files.iter().map(opened).collect::<Result<_, _>>()?;
+    memory::join(name, opened).map_err(|source| LaunchError::Copy {
+        name: name.to_owned(),
+        path: files.first().map(|file| file.path.clone()).unwrap_or_default(),
+        source,
+    })
 }
 
 /// The file by which a process moves itself into a control group: `tasks` on version 1, where a write to
@@ -299,13 +320,14 @@ pub(crate) fn open_cgroup(leaf: &Path) -> Result<OwnedFd, LaunchError> {
 }
 
 /// Steps of the new process, by the number it reports when one fails.
-const STEPS: [&str; 11] = [
+const STEPS: [&str; 12] = [
     "joining its control groups",
     "keeping to its processors",
     "moving to its own namespaces and root",
     "setting its limits",
     "arranging its descriptors",
     "changing its user",
+    "opening its tap devices",
     "giving up new privileges",
     "giving up files by Landlock",
     "binding its life to the shim's",
@@ -446,25 +468,33 @@ unsafe fn become_program(prepared: &Prepared, parent: Pid) -> (u8, i32) {
         {
             return (5, errno());
         }
+        // What belongs to this user needs no power over networks.
+        for (place, request) in &prepared.taps {
+            if let Some((device, _)) = prepared.descriptors.get(*place)
+                && let Err(errno) = tap::attach(device, request)
+            {
+                return (6, errno);
+            }
+        }
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
-            return (6, errno());
+            return (7, errno());
         }
         if let Some(isolated) = &prepared.isolated
             && let Err(errno) = isolated.enter_landlock()
         {
-            return (7, errno);
+            return (8, errno);
         }
         // After the change of user, which clears it silently; then look whether the parent was gone before.
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-            return (8, errno());
+            return (9, errno());
         }
         if libc::getppid() != parent.as_raw_nonzero().get() {
-            return (8, libc::ESRCH);
+            return (9, libc::ESRCH);
         }
         if let Some(isolated) = &prepared.isolated
             && let Err(errno) = isolated.enter_filter()
         {
-            return (9, errno);
+            return (10, errno);
         }
         let [first, second, third] = prepared.secret;
         libc::syscall(
@@ -476,7 +506,7 @@ unsafe fn become_program(prepared: &Prepared, parent: Pid) -> (u8, i32) {
             second,
             third,
         );
-        (10, errno())
+        (11, errno())
     }
 }
 

@@ -6,6 +6,8 @@ mod monitor;
 
 mod isolate;
 mod launch;
+mod memory;
+mod tap;
 
 mod confine;
 mod filter;

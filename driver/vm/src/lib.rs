@@ -4,6 +4,7 @@
 //!
 //! * [`spec`]: what a task asks for, and the check that turns it into a [`Vm`];
 //! * [`vm`]: the checked machine;
+//! * [`interface`]: what netd made of the networks that it asks for, and what guest and services learn of that;
 //! * [`plan`]: what the shim is told to do, exactly;
 //! * [`memory`]: what a VM needs on its host beside its guest's memory;
 //! * [`lease`]: which user ids a VM holds;
@@ -17,6 +18,8 @@
 
 pub mod spec;
 pub mod vm;
+
+pub mod interface;
 
 pub mod memory;
 pub mod plan;

@@ -76,6 +76,7 @@ mod tests {
             cmdline: String::new(),
             disks: Vec::new(),
             nics: Vec::new(),
+            identity: String::new(),
             reboot: Reboot::Reset,
             ready: None,
         };

@@ -8,9 +8,11 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::interface::is_tap_name;
+
 /// Version written into new plans. Version 2 added [`LaunchPlan::ready`]; version 3 [`LaunchPlan::cpus`],
-/// [`LaunchPlan::isolation`] and two limits.
-pub const PLAN_VERSION: u32 = 3;
+/// [`LaunchPlan::isolation`] and two limits; version 4 [`Source::Tap`] and [`Source::Joined`].
+pub const PLAN_VERSION: u32 = 4;
 
 /// The version from which on a plan must say what its program is kept from.
 const ISOLATION_VERSION: u32 = 3;
@@ -184,6 +186,35 @@ pub enum Source {
         /// What the program may do with it.
         access: Access,
     },
+    /// Files one behind the other, as the kernel takes several archives for one initrd: each begins at a multiple of four bytes,
+    /// with zeros before it. A copy in memory, for reading.
+    Joined {
+        /// In their order.
+        files: Vec<Place>,
+    },
+    /// A queue of a tap device that is there and belongs to the program's user.
+    Tap {
+        /// The device's name.
+        name: String,
+        /// Whether it was made with several queues: then it is opened once for each, else once.
+        multi_queue: bool,
+    },
+}
+
+/// Where a file is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// The directory that resolution may not leave, not even through a symbolic link.
+    pub beneath: PathBuf,
+    /// Relative path of the file.
+    pub path: PathBuf,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} beneath {}", self.path.display(), self.beneath.display())
+    }
 }
 
 /// What may be done with an opened file.
@@ -262,6 +293,9 @@ pub enum PlanError {
         "the launch plan puts {0:?} into the program's root, which is not an absolute path without \"..\""
     )]
     Visible(PathBuf),
+    /// A name that no tap device has.
+    #[error("the launch plan names a tap device {0:?}, which is no name of one")]
+    Tap(String),
     /// A processor is named twice, or more than [`CPU_MAX`].
     #[error("the launch plan names processor {0} twice, or it is more than {CPU_MAX}")]
     Cpu(u32),
@@ -270,8 +304,9 @@ pub enum PlanError {
 /// Highest processor number a plan may name: what a `cpu_set_t` has bits for, less one.
 pub const CPU_MAX: u32 = 1023;
 
-/// Highest descriptor number a plan may name: the shim keeps its own copies above it while it arranges them.
-pub const DESCRIPTOR_NUMBER_MAX: i32 = 63;
+/// Highest descriptor number a plan may name, which is more than 22 network interfaces with 8 queues each need: the shim keeps
+/// its own copies above it while it arranges them.
+pub const DESCRIPTOR_NUMBER_MAX: i32 = 255;
 
 impl LaunchPlan {
     /// Reads a plan from its JSON text and checks it.
@@ -288,7 +323,7 @@ impl LaunchPlan {
             return Err(PlanError::Version(version));
         }
         let plan: Self = serde_json::from_slice(text).map_err(PlanError::Syntax)?;
-        let mut seen = [false; 64];
+        let mut seen = [false; 256];
         for descriptor in &plan.descriptors {
             let slot = usize::try_from(descriptor.number)
                 .ok()
@@ -297,6 +332,11 @@ impl LaunchPlan {
             match slot {
                 Some(used) if !*used => *used = true,
                 _ => return Err(PlanError::Descriptor(descriptor.number)),
+            }
+            if let Source::Tap { name, .. } = &descriptor.source
+                && !is_tap_name(name)
+            {
+                return Err(PlanError::Tap(name.clone()));
             }
         }
         let count = |wanted: &Source| plan.descriptors.iter().filter(|d| d.source == *wanted).count();
@@ -360,6 +400,14 @@ impl fmt::Display for LaunchPlan {
                 } => {
                     writeln!(f, "{access:?} {} beneath {}", path.display(), beneath.display())?;
                 }
+                Source::Joined { files } => {
+                    let files: Vec<String> = files.iter().map(Place::to_string).collect();
+                    writeln!(f, "{}", files.join(", then "))?;
+                }
+                Source::Tap { name, multi_queue } => {
+                    let of = if *multi_queue { "a queue of tap" } else { "tap" };
+                    writeln!(f, "{of} {name}")?;
+                }
             }
         }
         if let Some(ready) = &self.ready {
@@ -395,5 +443,53 @@ impl fmt::Display for LaunchPlan {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files as each version wrote them: a plan that is on a host today is shown, and run by hand, tomorrow.
+    #[test]
+    fn fixtures_of_each_version_are_read() {
+        let texts = [
+            include_str!("fixtures/plan.v1.json"),
+            include_str!("fixtures/plan.v2.json"),
+            include_str!("fixtures/plan.v3.json"),
+            include_str!("fixtures/plan.v4.json"),
+        ];
+        let plans = texts.map(|text| LaunchPlan::parse(text.as_bytes()).unwrap());
+        for (plan, version) in plans.iter().zip(1..) {
+            assert_eq!(plan.version, version);
+            assert_eq!(plan.ready.is_some(), version >= 2);
+            assert_eq!(plan.isolation.is_some(), version >= ISOLATION_VERSION);
+            let has_tap = |descriptor: &Descriptor| matches!(descriptor.source, Source::Tap { .. });
+            assert_eq!(plan.descriptors.iter().any(has_tap), version >= 4);
+        }
+        assert_eq!(plans[3].to_json() + "\n", texts[3], "what is written today");
+    }
+
+    #[test]
+    fn what_can_not_be_run_is_refused() {
+        let text = include_str!("fixtures/plan.v4.json");
+        let refused = |from: &str, to: &str| {
+            assert!(text.contains(from), "{from}");
+            let error = LaunchPlan::parse(text.replace(from, to).as_bytes()).unwrap_err();
+            crate::error::chain(&error)
+        };
+        for (from, to, wanted) in [
+            ("\"version\": 4", "\"version\": 5", "versions 1 to 4"),
+            ("\"version\": 4", "\"version\": 0", "versions 1 to 4"),
+            ("ndtabcdefghij", "../ndtabcdefgh", "no name of one"),
+            ("ndtabcdefghij", "", "no name of one"),
+            ("\"number\": 4,", "\"number\": 3,", "descriptor 3 twice"),
+            ("\"number\": 4,", "\"number\": 256,", "descriptor 256"),
+            ("\"uid\": 1900000000", "\"uid\": 0", "as root"),
+            ("\"multi_queue\"", "\"vhost\"", "unknown field `vhost`"),
+        ] {
+            let refused = refused(from, to);
+            assert!(refused.contains(wanted), "{wanted}: {refused}");
+        }
     }
 }

@@ -5,23 +5,24 @@
 //! can at worst cut the last one short, and a step whose line was cut was never begun. Everything the undo needs is in
 //! the lines; nothing is recomputed.
 //!
-//! Version 2 added the times, the memory limit, and the steps from [`Step::Stop`] on; version 3 added [`Step::User`]. Both
-//! earlier ones are read as well.
+//! Version 2 added the times, the memory limit, and the steps from [`Step::Stop`] on; version 3 added [`Step::User`]; version 4
+//! [`Step::Network`] and [`Step::Interfaces`]. All earlier ones are read as well.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::interface::Interface;
 use crate::lease::Lease;
 
 /// Version written into new records.
-pub const RECORD_VERSION: u32 = 3;
+pub const RECORD_VERSION: u32 = 4;
 
 /// Oldest version that is read.
 pub const RECORD_VERSION_MIN: u32 = 1;
 
-/// Largest record that is read, in bytes: a header and a dozen steps take about 2 KiB.
+/// Largest record that is read, in bytes: a header and a dozen steps take about 2 KiB, 22 network interfaces 10 more.
 pub const RECORD_MAX_BYTES: u64 = 256 * 1024;
 
 /// Size in bytes from which on nothing is appended that an undo doesn't need: a VM that is recovered every minute for a
@@ -81,6 +82,16 @@ pub enum Step {
         /// Where.
         path: PathBuf,
     },
+    /// netd is asked for the task's network interfaces. Their owner is this instance and the task's key.
+    Network {
+        /// Where it listens.
+        socket: PathBuf,
+    },
+    /// netd has made them.
+    Interfaces {
+        /// In the guest's order.
+        interfaces: Vec<Interface>,
+    },
     /// Control group leaves are made.
     Cgroups {
         /// Leaf directories in the order they are made.
@@ -127,6 +138,8 @@ impl Step {
             Self::Uids { .. } => "uids",
             Self::User { .. } => "user",
             Self::RunDirectory { .. } => "run-directory",
+            Self::Network { .. } => "network",
+            Self::Interfaces { .. } => "interfaces",
             Self::Cgroups { .. } => "cgroups",
             Self::Shim => "shim",
             Self::Running { .. } => "running",
@@ -288,6 +301,26 @@ impl Record {
         })
     }
 
+    /// Where the netd listens that was asked for the task's network interfaces, once it was named.
+    #[must_use]
+    pub fn netd(&self) -> Option<&Path> {
+        self.steps().find_map(|step| match step {
+            Step::Network { socket } => Some(socket.as_path()),
+            _ => None,
+        })
+    }
+
+    /// The interfaces that netd has made.
+    #[must_use]
+    pub fn interfaces(&self) -> &[Interface] {
+        self.steps()
+            .find_map(|step| match step {
+                Step::Interfaces { interfaces } => Some(interfaces.as_slice()),
+                _ => None,
+            })
+            .unwrap_or_default()
+    }
+
     /// Whether taking everything back was begun.
     #[must_use]
     pub fn undo_begun(&self) -> bool {
@@ -391,6 +424,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interface::tests::interface;
 
     fn header() -> Header {
         Header {
@@ -416,6 +450,12 @@ mod tests {
             Step::User { uid: 80_017 },
             Step::RunDirectory {
                 path: "/run/steppe/i/k".into(),
+            },
+            Step::Network {
+                socket: "/run/netd/netd.sock".into(),
+            },
+            Step::Interfaces {
+                interfaces: vec![interface("tenant-a", "vlan")],
             },
             Step::Cgroups {
                 leaves: vec!["/sys/fs/cgroup/memory/nomad/a.vm/vm".into()],
@@ -458,6 +498,8 @@ mod tests {
         assert_eq!(record.started_at_unix_ns(), Some(7));
         assert_eq!(record.leaves().len(), 1);
         assert_eq!(record.run_directory(), Some(Path::new("/run/steppe/i/k")));
+        assert_eq!(record.netd(), Some(Path::new("/run/netd/netd.sock")));
+        assert_eq!(record.interfaces(), [interface("tenant-a", "vlan")]);
         assert!(record.undo_begun());
         assert_eq!(record.last_failure(), Some(("remove-cgroups", "busy")));
     }
@@ -473,8 +515,15 @@ mod tests {
         assert!(old.entries.iter().all(|entry| entry.at_unix_ns == 0));
         let before = Record::parse(include_bytes!("fixtures/record.v2")).unwrap();
         assert_eq!((before.header.version, before.uids()), (2, uids(1_900_011_482)));
-        let new = Record::parse(include_bytes!("fixtures/record.v3")).unwrap();
-        assert_eq!((new.header.version, new.entries.len()), (3, life().len()));
+        let third = Record::parse(include_bytes!("fixtures/record.v3")).unwrap();
+        assert_eq!(
+            (third.header.version, third.uids()),
+            (3, Some((80_017, 1_900_011_483)))
+        );
+        assert!(third.netd().is_none() && third.interfaces().is_empty());
+        let new = Record::parse(include_bytes!("fixtures/record.v4")).unwrap();
+        assert_eq!((new.header.version, new.entries.len()), (4, life().len()));
+        assert_eq!(new.interfaces()[0].address(), "10.1.0.7");
         for (entry, step) in new.entries.iter().zip(life()) {
             assert_eq!(entry.step.name(), step.name());
         }

@@ -3,17 +3,17 @@
 //! [`check`] is the only way to a [`Vm`]. It is given everything it needs as values (the request, what Nomad allocated,
 //! what the host offers) and answers with the machine or with one sentence that names key, value and remedy.
 
+mod networks;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+pub use networks::NetworkError;
+
 use crate::lease::Lease;
 use crate::plan::CPU_MAX;
-use crate::vm::{
-    Accelerator, Disk, DiskFormat, FileName, FileRoot, Forward, Machine, Mib, Nic, Protocol, Ready, Reboot,
-    Vm,
-};
+use crate::vm::{Accelerator, Disk, DiskFormat, FileName, FileRoot, Machine, Mib, Nic, Ready, Reboot, Vm};
 
 /// Smallest guest memory accepted: Debian's kernels were seen to need 64 MiB and more to reach user space.
 pub const MEMORY_MIN_MIB: Mib = 64;
@@ -54,7 +54,7 @@ pub const READY_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// See [`READY_TIMEOUT_MIN`].
 pub const READY_TIMEOUT_MAX: Duration = Duration::from_secs(300);
 
-/// The one network that exists without netd.
+/// The one network that netd has nothing to do with: QEMU's own.
 pub const USER_NETWORK: &str = "user";
 
 /// What a task's `config` block says, decoded but not checked.
@@ -74,6 +74,8 @@ pub struct Spec {
     pub disks: Vec<DiskSpec>,
     /// `network` blocks in order.
     pub networks: Vec<NetworkSpec>,
+    /// `identity`; absent means `job`.
+    pub identity: Option<String>,
     /// `reboot`; absent means `reset`.
     pub reboot: Option<String>,
     /// `ready`; absent means `none`.
@@ -106,6 +108,31 @@ pub struct NetworkSpec {
     pub ports: Vec<String>,
     /// `port_map`: guest port by label.
     pub port_map: BTreeMap<String, i64>,
+    /// `ipv4`; absent means `auto`.
+    pub ipv4: Option<String>,
+    /// `vlan`: that of an access port.
+    pub vlan: Option<i64>,
+    /// `trunk`: VLANs of a trunk port, each a number or a range.
+    pub trunk: Vec<String>,
+    /// `mtu`; absent means the network's.
+    pub mtu: Option<i64>,
+}
+
+/// Whose a VM is, in Nomad's words.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Whose {
+    /// The job's namespace.
+    pub namespace: String,
+    /// The job.
+    pub job: String,
+    /// The task group.
+    pub group: String,
+    /// The task.
+    pub task: String,
+    /// The allocation.
+    pub alloc_id: String,
+    /// Which allocation of its group this is, from 0; absent where nobody said it.
+    pub index: Option<u32>,
 }
 
 /// What Nomad's scheduler gave the task.
@@ -125,6 +152,8 @@ pub struct Allocated {
     pub mounts: Vec<String>,
     /// Ports of the group and of the task.
     pub ports: Vec<AllocatedPort>,
+    /// Whose it is.
+    pub whose: Whose,
 }
 
 /// A port that Nomad reserved on the host.
@@ -153,6 +182,17 @@ pub struct Host {
     pub user_network: bool,
     /// The user ids that Nomad leases to tasks.
     pub workload_uids: RangeInclusive<u32>,
+    /// netd's networks; absent where the operator named no netd.
+    pub networks: Option<Vec<KnownNetwork>>,
+}
+
+/// A network that netd knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownNetwork {
+    /// Its name.
+    pub name: String,
+    /// `nat`, `bridge`, `vlan`, `vlan-aware`, or a word of a later netd.
+    pub kind: String,
 }
 
 /// A machine that may be started, and what was changed in the request.
@@ -286,49 +326,15 @@ pub enum SpecError {
     /// Emulation was asked for, or is all there is.
     #[error("accelerator \"tcg\" is not allowed on this node: the plugin option accelerator is \"kvm\"{0}")]
     NoTcg(String),
-    /// netd's networks are not there.
-    #[error("network {0:?} is not known on this node: the only network is \"user\"")]
-    NoNetwork(String),
-    /// User-mode networking is off.
-    #[error("network \"user\" is not allowed on this node: the plugin option user_network is false")]
-    UserNetwork,
-    /// Only one user-mode network can be had.
-    #[error("network \"user\" is given twice: one is all there is")]
-    DuplicateNetwork,
-    /// A port label is not in the job's network block.
-    #[error("port {0:?} is not declared in the job's network block: declared are {1}")]
-    NoPort(String, String),
-    /// A port is listed twice.
-    #[error("port {0:?} is listed twice: list it once")]
-    DuplicatePort(String),
-    /// A port number is out of range.
-    #[error("port {label:?} leads to guest port {port}: use 1 to 65535")]
-    GuestPort {
-        /// The label.
-        label: String,
-        /// The number.
-        port: i64,
-    },
+    /// A network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A key that only `ready = "console"` has use for.
     #[error("{0} is given without ready = \"console\": add that, or leave {0} out")]
     WithoutReady(&'static str),
     /// A deadline out of bounds, or not a duration.
     #[error("ready_timeout = {0:?} is not a duration of 1 s to 5 min: write one such as \"90s\"")]
     ReadyTimeout(String),
-    /// `port_map` names a port that `ports` doesn't list.
-    #[error("port_map names {0:?}, which is not in ports: list it there too")]
-    PortMap(String),
-    /// Nomad handed out something that isn't an IPv4 address.
-    #[error(
-        "port {label:?} has the host address {value:?}, network \"user\" forwards IPv4 only: give the port a host_network \
-         with an IPv4 address"
-    )]
-    HostAddress {
-        /// The label.
-        label: String,
-        /// What Nomad said.
-        value: String,
-    },
 }
 
 /// Checks a task's request against what was allocated and what the host offers.
@@ -371,7 +377,17 @@ pub fn check(spec: &Spec, allocated: &Allocated, host: &Host) -> Result<Checked,
         });
     }
     let disks = disks(&spec.disks)?;
-    let nics = nics(&spec.networks, &allocated.ports, host)?;
+    let nics = networks::nics(&spec.networks, allocated, host)?;
+    let of_allocation = match spec.identity.as_deref() {
+        None | Some("" | "job") => false,
+        Some("alloc") => true,
+        Some(other) => return Err(word("identity", other, "\"job\" or \"alloc\"")),
+    };
+    let identity = if nics.iter().any(|nic| matches!(nic, Nic::Tap(_))) {
+        networks::identity(allocated, of_allocation)?
+    } else {
+        String::new()
+    };
     let reboot = match spec.reboot.as_deref() {
         None | Some("" | "reset") => Reboot::Reset,
         Some("shutdown") => Reboot::Shutdown,
@@ -389,6 +405,7 @@ pub fn check(spec: &Spec, allocated: &Allocated, host: &Host) -> Result<Checked,
         cmdline,
         disks,
         nics,
+        identity,
         reboot,
         ready,
     };
@@ -646,99 +663,6 @@ fn disks(specs: &[DiskSpec]) -> Result<Vec<Disk>, SpecError> {
         });
     }
     Ok(disks)
-}
-
-fn nics(specs: &[NetworkSpec], ports: &[AllocatedPort], host: &Host) -> Result<Vec<Nic>, SpecError> {
-    let mut nics = Vec::with_capacity(specs.len());
-    for spec in specs {
-        if spec.name != USER_NETWORK {
-            return Err(SpecError::NoNetwork(clip(&spec.name)));
-        }
-        if !host.user_network {
-            return Err(SpecError::UserNetwork);
-        }
-        if !nics.is_empty() {
-            return Err(SpecError::DuplicateNetwork);
-        }
-        nics.push(Nic::User {
-            forwards: forwards(spec, ports)?,
-        });
-    }
-    Ok(nics)
-}
-
-fn forwards(spec: &NetworkSpec, ports: &[AllocatedPort]) -> Result<Vec<Forward>, SpecError> {
-    let mut listed = BTreeSet::new();
-    let mut forwards = Vec::with_capacity(spec.ports.len());
-    for entry in &spec.ports {
-        let (label, protocol) = match entry.rsplit_once('/') {
-            None => (entry.as_str(), Protocol::Tcp),
-            Some((label, "tcp")) => (label, Protocol::Tcp),
-            Some((label, "udp")) => (label, Protocol::Udp),
-            Some(_) => {
-                return Err(word(
-                    "network \"user\": ports",
-                    entry,
-                    "a port label, \"label/tcp\" or \"label/udp\"",
-                ));
-            }
-        };
-        let port = ports.iter().find(|port| port.label == label).ok_or_else(|| {
-            let mut declared: Vec<&str> = ports.iter().map(|port| port.label.as_str()).collect();
-            declared.sort_unstable();
-            let declared = if declared.is_empty() {
-                "none".to_owned()
-            } else {
-                declared.join(", ")
-            };
-            SpecError::NoPort(clip(label), clip(&declared))
-        })?;
-        if !listed.insert((label, protocol.as_str())) {
-            return Err(SpecError::DuplicatePort(entry.clone()));
-        }
-        forwards.push(forward(spec, port, protocol)?);
-    }
-    if let Some(label) = spec
-        .port_map
-        .keys()
-        .find(|label| !listed.iter().any(|(listed, _)| listed == label))
-    {
-        return Err(SpecError::PortMap(clip(label)));
-    }
-    Ok(forwards)
-}
-
-fn forward(spec: &NetworkSpec, port: &AllocatedPort, protocol: Protocol) -> Result<Forward, SpecError> {
-    let label = port.label.clone();
-    let wanted = match (spec.port_map.get(&label), port.guest_port) {
-        (Some(mapped), _) => *mapped,
-        (None, to) if to > 0 => to,
-        (None, _) => port.host_port,
-    };
-    let number = |port: i64| u16::try_from(port).ok().filter(|port| *port > 0);
-    let guest_port = number(wanted).ok_or_else(|| SpecError::GuestPort {
-        label: label.clone(),
-        port: wanted,
-    })?;
-    let host_port = number(port.host_port).ok_or_else(|| SpecError::GuestPort {
-        label: label.clone(),
-        port: port.host_port,
-    })?;
-    // Nomad leaves the address empty only where a client has no address at all; the loopback is then what is safe.
-    let address = if port.host_ip.is_empty() {
-        Ipv4Addr::LOCALHOST
-    } else {
-        port.host_ip.parse().map_err(|_| SpecError::HostAddress {
-            label: label.clone(),
-            value: clip(&port.host_ip),
-        })?
-    };
-    Ok(Forward {
-        label,
-        protocol,
-        host: SocketAddrV4::new(address, host_port),
-        guest_port,
-    })
 }
 
 #[cfg(test)]

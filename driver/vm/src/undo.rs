@@ -31,6 +31,11 @@ pub enum UndoStep {
         /// The task's leaves.
         leaves: Vec<PathBuf>,
     },
+    /// Give the network interfaces back.
+    DetachNetwork {
+        /// Where the netd listens that made them.
+        socket: PathBuf,
+    },
     /// Remove the directory of the task's sockets.
     RemoveRunDirectory {
         /// Where.
@@ -46,10 +51,20 @@ pub enum UndoStep {
 }
 
 impl UndoStep {
+    /// Whether it is left for later where an earlier step failed.
+    #[must_use]
+    pub fn waits_for(&self, failed: &Self) -> bool {
+        match self {
+            Self::RemoveRecord => true,
+            // An interface that is left belongs to a user, who must not be the next VM's.
+            Self::ReleaseUids { .. } if matches!(failed, Self::DetachNetwork { .. }) => true,
+            step => failed.ends_processes() && !step.ends_processes(),
+        }
+    }
+
     /// Whether it ends processes, and its success proves that they are dead. Where such a step failed, nothing is given
     /// back that a living VM still uses: not its sockets, and least of all its user ids.
-    #[must_use]
-    pub fn ends_processes(&self) -> bool {
+    fn ends_processes(&self) -> bool {
         matches!(
             self,
             Self::EndShim { .. }
@@ -67,6 +82,7 @@ impl UndoStep {
             Self::KillCgroups { .. } => "kill-cgroups",
             Self::WaitUids { .. } => "wait-uids",
             Self::RemoveCgroups { .. } => "remove-cgroups",
+            Self::DetachNetwork { .. } => "detach-network",
             Self::RemoveRunDirectory { .. } => "remove-run-directory",
             Self::ReleaseUids { .. } => "release-uids",
             Self::RemoveRecord => "remove-record",
@@ -78,7 +94,8 @@ impl UndoStep {
 /// begun for it.
 ///
 /// `this_boot` says whether the host still runs the boot in which the record was written. If not, no process and no
-/// control group of the task exists, and one that looks like it (the same user id, the same name) is somebody else's.
+/// control group of the task exists, and one that looks like it (the same user id, the same name) is somebody else's; of its
+/// network interfaces nothing is left either.
 #[must_use]
 pub fn steps(record: Option<&Record>, this_boot: bool) -> Vec<UndoStep> {
     let mut steps = Vec::new();
@@ -98,6 +115,11 @@ pub fn steps(record: Option<&Record>, this_boot: bool) -> Vec<UndoStep> {
         } else if !leases.is_empty() {
             steps.push(UndoStep::WaitUids {
                 leases: leases.clone(),
+            });
+        }
+        if let Some(socket) = record.netd() {
+            steps.push(UndoStep::DetachNetwork {
+                socket: socket.to_owned(),
             });
         }
     }
@@ -124,7 +146,7 @@ mod tests {
 
     #[test]
     fn newest_first_and_the_record_last() {
-        let text = include_str!("fixtures/record.v3");
+        let text = include_str!("fixtures/record.v4");
         let record = Record::parse(text.as_bytes()).unwrap();
         assert_eq!(
             names(&steps(Some(&record), true)),
@@ -132,6 +154,7 @@ mod tests {
                 "end-shim",
                 "kill-cgroups",
                 "remove-cgroups",
+                "detach-network",
                 "remove-run-directory",
                 "release-uids",
                 "remove-record"
@@ -144,8 +167,35 @@ mod tests {
     }
 
     #[test]
+    fn what_may_still_be_used_is_not_given_back() {
+        let record = Record::parse(include_bytes!("fixtures/record.v4")).unwrap();
+        let steps = steps(Some(&record), true);
+        let left = |failed: &str| {
+            let failed = steps.iter().find(|step| step.name() == failed).unwrap();
+            let left: Vec<UndoStep> = steps
+                .iter()
+                .filter(|step| step.waits_for(failed))
+                .cloned()
+                .collect();
+            names(&left)
+        };
+        let all = [
+            "detach-network",
+            "remove-run-directory",
+            "release-uids",
+            "remove-record",
+        ];
+        for kills in ["end-shim", "kill-cgroups", "remove-cgroups"] {
+            assert_eq!(left(kills), all);
+        }
+        assert_eq!(left("detach-network"), ["release-uids", "remove-record"]);
+        assert_eq!(left("remove-run-directory"), ["remove-record"]);
+        assert_eq!(left("release-uids"), ["remove-record"]);
+    }
+
+    #[test]
     fn only_what_was_named_is_taken_back() {
-        let text = include_str!("fixtures/record.v3");
+        let text = include_str!("fixtures/record.v4");
         let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at + 1).collect();
         let of = |lines: usize| {
             names(&steps(
@@ -166,6 +216,18 @@ mod tests {
                 "remove-record"
             ]
         );
+        assert_eq!(
+            of(5),
+            [
+                "end-shim",
+                "wait-uids",
+                "detach-network",
+                "remove-run-directory",
+                "release-uids",
+                "remove-record"
+            ]
+        );
+        assert_eq!(of(6), of(5));
         assert_eq!(names(&steps(None, true)), ["remove-record"]);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Values of these types are made only by [`crate::spec::check`]; nothing here needs to be checked again.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -32,6 +33,8 @@ pub struct Vm {
     pub disks: Vec<Disk>,
     /// Network interfaces in the order the guest sees them (eth0, eth1, …).
     pub nics: Vec<Nic>,
+    /// What netd computes addresses from; empty where no interface is netd's.
+    pub identity: String,
     /// What a reset of the guest does.
     pub reboot: Reboot,
     /// What the start waits for; nothing where it is absent.
@@ -145,7 +148,47 @@ pub enum Nic {
         /// Host ports that are forwarded into the guest.
         forwards: Vec<Forward>,
     },
+    /// An interface on a network that netd knows.
+    Tap(TapRequest),
 }
+
+/// What netd is asked for. What it makes of it is an [`Interface`](crate::interface::Interface).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TapRequest {
+    /// Name of the network.
+    pub network: String,
+    /// `auto`, `none` or an address; empty where the job doesn't say: `auto` where the network has IPv4 for it.
+    pub ipv4: String,
+    /// VLAN of an access port, 0 where the job names none.
+    pub vlan: u32,
+    /// VLANs of a trunk port, each a number or a range.
+    pub trunk: Vec<String>,
+    /// MTU that the guest is told, 0 for the network's.
+    pub mtu: u32,
+    /// Host ports that lead into the guest.
+    pub forwards: Vec<Forward>,
+    /// Guest ports that services may name by a label.
+    pub port_map: BTreeMap<String, u16>,
+}
+
+impl Vm {
+    /// What netd is asked for, in the guest's order.
+    pub fn taps(&self) -> impl Iterator<Item = &TapRequest> + Clone {
+        self.nics.iter().filter_map(|nic| match nic {
+            Nic::Tap(tap) => Some(tap),
+            Nic::User { .. } => None,
+        })
+    }
+
+    /// Queues of each of netd's interfaces: one for each virtual processor, as long as that helps.
+    #[must_use]
+    pub fn queues(&self) -> u32 {
+        self.vcpus.min(QUEUES_MAX)
+    }
+}
+
+/// Most queues of an interface: each costs a descriptor, a thread of the guest's and some memory.
+const QUEUES_MAX: u32 = 8;
 
 /// One host port forwarded to one guest port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,7 +197,7 @@ pub struct Forward {
     pub label: String,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// Address and port on which the host listens; QEMU's user-mode network forwards IPv4 only.
+    /// Address and port on which the host listens: IPv4 only.
     pub host: SocketAddrV4,
     /// Port in the guest.
     pub guest_port: u16,

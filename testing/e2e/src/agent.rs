@@ -14,6 +14,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::api::{Api, Node};
+use crate::namespace::{self, Namespace};
 use crate::process::{self, Process};
 use crate::scratch::MARK;
 use crate::wait::{self, seconds};
@@ -39,11 +40,47 @@ pub(crate) const SCRIPT_PATHS: &str = "qemu_paths = [\"/bin\", \"/usr/bin\"]\n";
 /// What the plugin's program is called.
 pub(crate) const PLUGIN: &str = "nomad-driver-microvm";
 
-/// An agent's process, its folder, and its port.
+/// Where an agent runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// Where it listens.
+    pub(crate) address: Ipv4Addr,
+    /// The interface whose address its tasks' ports have.
+    pub(crate) interface: &'static str,
+    /// The words that, put before a command, have it run there.
+    pub(crate) words: Vec<String>,
+    /// A process that sees the links there.
+    pub(crate) witness: u32,
+}
+
+impl Place {
+    /// This process's own host.
+    pub(crate) fn here() -> Self {
+        Self {
+            address: Ipv4Addr::LOCALHOST,
+            interface: "lo",
+            words: Vec::new(),
+            witness: std::process::id(),
+        }
+    }
+
+    /// A host of its own, whose first interface has its address.
+    pub(crate) fn on(namespace: &Namespace) -> Self {
+        Self {
+            address: namespace.address,
+            interface: "eth0",
+            words: namespace.words(),
+            witness: namespace.pid(),
+        }
+    }
+}
+
+/// An agent's process, its folder, its place and its ports.
 #[derive(Debug)]
 pub(crate) struct Agent {
     nomad: PathBuf,
     directory: PathBuf,
+    place: Place,
     http: u16,
     rpc: u16,
     /// Whether it is server and client in one, with its state in memory.
@@ -52,7 +89,13 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    fn new(nomad: &Path, directory: PathBuf, dev: bool, config: impl FnOnce([u16; 3]) -> String) -> Self {
+    fn new(
+        nomad: &Path,
+        directory: PathBuf,
+        place: Place,
+        dev: bool,
+        config: impl FnOnce([u16; 3]) -> String,
+    ) -> Self {
         std::fs::create_dir_all(&directory).expect("a folder can be made in the scratch folder");
         let [http, rpc, serf] = [(); 3].map(|()| ports(1));
         std::fs::write(directory.join("agent.hcl"), config([http, rpc, serf]))
@@ -60,6 +103,7 @@ impl Agent {
         Self {
             nomad: nomad.to_owned(),
             directory,
+            place,
             http,
             rpc,
             dev,
@@ -68,7 +112,7 @@ impl Agent {
     }
 
     pub(crate) fn api(&self) -> Api {
-        Api::new(self.http)
+        Api::new(self.place.address, self.http)
     }
 
     /// Changes its configuration, for the next start.
@@ -91,7 +135,8 @@ impl Agent {
             .append(true)
             .open(self.directory.join("agent.log"))
             .expect("a file can be written in the scratch folder");
-        let mut words: Vec<&OsStr> = wrapper.iter().map(OsStr::new).collect();
+        let place = self.place.words.iter().map(OsStr::new);
+        let mut words: Vec<&OsStr> = place.chain(wrapper.iter().map(OsStr::new)).collect();
         words.push(self.nomad.as_os_str());
         words.push(OsStr::new("agent"));
         if self.dev {
@@ -202,18 +247,18 @@ pub(crate) fn ports(count: u16) -> u16 {
     panic!("no free ports between {} and {}", PORTS.start, PORTS.end);
 }
 
-fn common(name: &str, [http, rpc, serf]: [u16; 3]) -> String {
+fn common(name: &str, address: Ipv4Addr, [http, rpc, serf]: [u16; 3]) -> String {
     format!(
         r#"
 name                 = "{name}"
 data_dir             = "DIRECTORY/data"
-bind_addr            = "127.0.0.1"
+bind_addr            = "{address}"
 log_level            = "DEBUG"
 disable_update_check = true
 advertise {{
-  http = "127.0.0.1"
-  rpc  = "127.0.0.1"
-  serf = "127.0.0.1"
+  http = "{address}"
+  rpc  = "{address}"
+  serf = "{address}"
 }}
 ports {{
   http = {http}
@@ -235,10 +280,16 @@ pub(crate) struct Server(Agent);
 
 impl Server {
     /// Starts it and waits for its keyring: a client that registers earlier is ready only half a minute later.
-    pub(crate) fn start(nomad: &Path, scratch: &Path) -> Self {
+    ///
+    /// Its clients reach it at this address of ours.
+    pub(crate) fn start(nomad: &Path, scratch: &Path, address: Ipv4Addr) -> Self {
         let directory = scratch.join("server");
-        let server = Self(Agent::new(nomad, directory.clone(), false, |ports| {
-            let config = common("server", ports)
+        let place = Place {
+            address,
+            ..Place::here()
+        };
+        let server = Self(Agent::new(nomad, directory.clone(), place, false, |ports| {
+            let config = common("server", address, ports)
                 + r#"
 server {
   enabled          = true
@@ -296,6 +347,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) run_dir: Option<PathBuf>,
     /// Whether it is an agent that is its own server, and keeps nothing: `nomad agent -dev`.
     pub(crate) dev: bool,
+    pub(crate) place: Place,
 }
 
 impl Client {
@@ -309,10 +361,12 @@ impl Client {
             setup.name,
             run_dir.display()
         );
-        let agent = Agent::new(setup.nomad, directory.clone(), setup.dev, |own| {
-            let servers = format!("servers = [\"127.0.0.1:{}\"]", setup.server.0.rpc);
+        let place = setup.place.clone();
+        let agent = Agent::new(setup.nomad, directory.clone(), place, setup.dev, |own| {
+            let server = &setup.server.0;
+            let servers = format!("servers = [\"{}:{}\"]", server.place.address, server.rpc);
             let from = ports(DYNAMIC_PORTS);
-            let config = common(setup.name, own)
+            let config = common(setup.name, setup.place.address, own)
                 + &format!(
                     r#"
 datacenter = "{name}"
@@ -320,7 +374,7 @@ plugin_dir = "{plugins}"
 client {{
   enabled           = true
   {servers}
-  network_interface = "lo"
+  network_interface = "{interface}"
   max_kill_timeout  = "60s"
   min_dynamic_port  = {from}
   max_dynamic_port  = {to}
@@ -348,6 +402,7 @@ plugin "{PLUGIN}" {{
 "#,
                     name = setup.name,
                     plugins = setup.plugins.display(),
+                    interface = setup.place.interface,
                     servers = if setup.dev { "" } else { &servers },
                     to = from + DYNAMIC_PORTS - 1,
                     options = setup.options,
@@ -377,6 +432,16 @@ plugin "{PLUGIN}" {{
 
     pub(crate) fn run_dir(&self) -> PathBuf {
         self.run_dir.clone()
+    }
+
+    /// Where its tasks' ports are.
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        self.agent.place.address
+    }
+
+    /// The links of the host that it is on.
+    pub(crate) fn links(&self) -> Vec<String> {
+        namespace::links(self.agent.place.witness)
     }
 
     /// Waits until the client itself has registered and says something about the driver that satisfies `look`.

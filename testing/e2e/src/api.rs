@@ -1,6 +1,7 @@
 //! What do we ask Nomad's HTTP API, and what does it answer?
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -48,9 +49,9 @@ pub(crate) fn client(limit: Duration) -> ureq::Agent {
 }
 
 impl Api {
-    pub(crate) fn new(port: u16) -> Self {
+    pub(crate) fn new(address: Ipv4Addr, port: u16) -> Self {
         Self {
-            base: format!("http://127.0.0.1:{port}/v1"),
+            base: format!("http://{address}:{port}/v1"),
             http: client(ANSWER_LIMIT),
         }
     }
@@ -89,6 +90,21 @@ impl Api {
             return Err(format!("POST {path}: status {status}: {}", body.trim()));
         }
         serde_json::from_str(&body).map_err(|error| format!("POST {path}: {error}: {body}"))
+    }
+
+    /// Puts a document.
+    pub(crate) fn put(&self, path: &str, body: &Value) -> Result<(), String> {
+        let url = format!("{}{path}", self.base);
+        let answer = self.http.put(&url).send(body.to_string().as_bytes());
+        let status = answer
+            .map_err(|error| format!("PUT {path}: {error}"))?
+            .status()
+            .as_u16();
+        if status == 200 {
+            Ok(())
+        } else {
+            Err(format!("PUT {path}: status {status}"))
+        }
     }
 
     fn delete(&self, path: &str) -> Result<(), String> {
@@ -165,6 +181,8 @@ pub(crate) const TASK: &str = "vm";
 pub(crate) struct Allocation {
     #[serde(rename = "ID")]
     pub(crate) id: String,
+    #[serde(rename = "NodeID")]
+    pub(crate) node_id: String,
     pub(crate) client_status: String,
     pub(crate) task_states: Option<BTreeMap<String, TaskState>>,
     #[serde(default)]

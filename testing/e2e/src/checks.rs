@@ -28,21 +28,19 @@ mod guard;
 mod flood;
 mod privileges;
 
+pub(crate) mod net;
+
 mod bad_agents;
 mod bad_guard;
 mod bad_input;
 mod bad_jobs;
 
 use crate::harness::Beside::{Nothing, Others};
-use crate::harness::{Beside, Check};
+use crate::harness::{Check, check};
 use crate::world::World;
 
-const fn check(name: &'static str, beside: Beside, run: fn(&World)) -> Check {
-    Check { name, beside, run }
-}
-
 /// Every check, those that take longest first.
-pub(crate) const TABLE: &[Check] = &[
+pub(crate) const TABLE: &[Check<World>] = &[
     check("orphan_found_and_stopped", Others, agents::orphan),
     check("e2e_driver_healthy", Others, basic::driver_healthy),
     check("bad_input_line", Others, bad_input::line),

@@ -8,14 +8,17 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use crate::world::World;
-
-/// A check: a function that panics when something is not as promised.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Check {
+/// A check of a suite whose checks share a `W`: a function that panics when something is not as promised.
+#[derive(Debug)]
+pub(crate) struct Check<W> {
     pub(crate) name: &'static str,
     pub(crate) beside: Beside,
-    pub(crate) run: fn(&World),
+    pub(crate) run: fn(&W),
+}
+
+/// A row of a suite's table.
+pub(crate) const fn check<W>(name: &'static str, beside: Beside, run: fn(&W)) -> Check<W> {
+    Check { name, beside, run }
 }
 
 /// What may run at the same time.
@@ -36,12 +39,18 @@ pub(crate) fn say(line: &str) {
     drop(writeln!(std::io::stdout().lock(), "{line}"));
 }
 
-/// Runs the checks whose name contains one of the words, or all.
-pub(crate) fn run(table: &[Check], words: &[&str]) -> ExitCode {
+/// Prints the names of a suite's checks.
+pub(crate) fn list<W>(table: &[Check<W>]) -> ExitCode {
+    table.iter().for_each(|check| say(check.name));
+    ExitCode::SUCCESS
+}
+
+/// Runs the checks whose name contains one of the words, or all, in a world that is made for them.
+pub(crate) fn run<W: Sync>(table: &[Check<W>], words: &[&str], make: fn() -> W) -> ExitCode {
     let chosen = table
         .iter()
         .filter(|check| words.is_empty() || words.iter().any(|word| check.name.contains(word)));
-    let chosen: Vec<Check> = chosen.copied().collect();
+    let chosen: Vec<&Check<W>> = chosen.collect();
     if chosen.is_empty() {
         say(&format!(
             "steppe-e2e: no check is called {}: see --list",
@@ -51,7 +60,7 @@ pub(crate) fn run(table: &[Check], words: &[&str]) -> ExitCode {
     }
     remember_panics();
     let began = Instant::now();
-    let world = match std::panic::catch_unwind(World::new) {
+    let world = match std::panic::catch_unwind(make) {
         Ok(world) => world,
         Err(_) => {
             let reason = take_panic();
@@ -62,12 +71,11 @@ pub(crate) fn run(table: &[Check], words: &[&str]) -> ExitCode {
         }
     };
     say(&format!(
-        "two agents ready after {:.2} s",
+        "the agents are ready after {:.2} s",
         began.elapsed().as_secs_f64()
     ));
     let failed = Mutex::new(0);
-    let (others, nothing): (Vec<Check>, Vec<Check>) =
-        chosen.iter().partition(|check| check.beside == Beside::Others);
+    let (others, nothing): (Vec<_>, Vec<_>) = chosen.iter().partition(|check| check.beside == Beside::Others);
     for (checks, threads) in [(others, PARALLEL), (nothing, 1)] {
         let queue = Mutex::new(VecDeque::from(checks));
         std::thread::scope(|scope| {
@@ -98,7 +106,7 @@ pub(crate) fn run(table: &[Check], words: &[&str]) -> ExitCode {
     }
 }
 
-fn next(queue: &Mutex<VecDeque<Check>>) -> Option<Check> {
+fn next<T>(queue: &Mutex<VecDeque<T>>) -> Option<T> {
     queue
         .lock()
         .expect("no check panics with the lock held")
@@ -106,7 +114,7 @@ fn next(queue: &Mutex<VecDeque<Check>>) -> Option<Check> {
 }
 
 /// Runs a check and prints its line; whether it held.
-fn one(world: &World, check: Check) -> bool {
+fn one<W>(world: &W, check: &Check<W>) -> bool {
     let began = Instant::now();
     let held = std::panic::catch_unwind(AssertUnwindSafe(|| (check.run)(world))).is_ok();
     let seconds = began.elapsed().as_secs_f64();

@@ -7,13 +7,14 @@ use serde_json::Value;
 
 use crate::agent::Client;
 use crate::process;
+use crate::scratch;
 
 /// Everything that a driver may leave behind, one line for each thing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Snapshot(BTreeSet<String>);
 
 impl Snapshot {
-    /// Looks at what belongs to a client's driver, and at the host's links and mounts.
+    /// Looks at what belongs to a client's driver, and at its host's links and mounts.
     ///
     /// Of Nomad's own things, the folders, mounts and control groups of allocations that its garbage collection removes,
     /// nothing is listed.
@@ -44,12 +45,8 @@ impl Snapshot {
                 }
             });
         }
-        for link in std::fs::read_dir("/sys/class/net")
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            lines.insert(format!("link {}", link.file_name().to_string_lossy()));
+        for link in client.links() {
+            lines.insert(format!("link {link}"));
         }
         // Nomad mounts small file systems into the folder of an allocation; other agents may be at work on this host.
         let is_nomads = |mount: &Path| mount.to_string_lossy().contains("/alloc/");
@@ -243,11 +240,17 @@ pub(crate) fn task_groups(directory: &Path) -> Vec<PathBuf> {
         .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
         .collect();
     let root = Path::new("/sys/fs/cgroup");
-    // Version 2 has nomad.slice at the root, version 1 a folder nomad for each controller.
-    let parents = subdirectories(root)
-        .into_iter()
-        .map(|controller| controller.join("nomad"))
-        .chain([root.join("nomad.slice")])
+    // Version 2 has nomad.slice at the root, version 1 a folder nomad for each controller; and so has the part of each host of
+    // a run's own.
+    let controllers = subdirectories(root);
+    let hosts = controllers
+        .iter()
+        .flat_map(|controller| subdirectories(controller));
+    let hosts = hosts.chain(controllers.iter().cloned());
+    let hosts: Vec<PathBuf> = hosts.filter(|path| scratch::is_part(path)).collect();
+    let roots = controllers.into_iter().chain(hosts).chain([root.to_owned()]);
+    let parents = roots
+        .flat_map(|root| ["nomad", "nomad.slice"].map(|name| root.join(name)))
         .flat_map(|parent| {
             ["", "share", "reserve", "share.slice", "reserve.slice"].map(|part| parent.join(part))
         });

@@ -26,6 +26,7 @@ pub(crate) const STUB_READY: &str = "stub: ready";
 #[derive(Debug, Clone)]
 pub(crate) struct Order {
     pub(crate) name: String,
+    /// The clients on one of which it may run: the name of one, or several by a star.
     pub(crate) datacenter: String,
     /// The `config` block.
     pub(crate) config: Map<String, Value>,
@@ -51,13 +52,14 @@ pub(crate) struct Order {
     pub(crate) files: Vec<(String, String)>,
     /// The user to whom these files belong, who alone may open them; none: they are root's, and everybody may.
     pub(crate) files_of: Option<u32>,
-    /// Whatever else the group, its task and the task's resources say, in the words of Nomad's API.
+    /// Whatever else the job, its group, the task and the task's resources say, in the words of Nomad's API.
     pub(crate) further: Further,
 }
 
 /// Further keys of a job's parts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Further {
+    pub(crate) job: Map<String, Value>,
     pub(crate) group: Map<String, Value>,
     pub(crate) task: Map<String, Value>,
     pub(crate) resources: Map<String, Value>,
@@ -100,9 +102,26 @@ impl Order {
 
     /// The same as [`Order::guest`], with HTTP into the guest.
     pub(crate) fn with_http(name: &str, words: &str) -> Self {
-        let mut order = Self::guest(name, &format!("steppe.httpd {words}"));
-        order.ports.push(("http".to_owned(), 80));
-        order.set("network", json!([{ "name": "user", "ports": ["http"] }]))
+        Self::guest(name, &format!("steppe.httpd {words}")).http("user")
+    }
+
+    /// Asks for a port of the host that leads to the guest's HTTP, by this network.
+    pub(crate) fn http(mut self, network: &str) -> Self {
+        self.ports.push(("http".to_owned(), 80));
+        self.network(json!({ "name": network, "ports": ["http"] }))
+    }
+
+    /// Adds a network interface.
+    pub(crate) fn network(mut self, network: Value) -> Self {
+        let networks = self.config.entry("network").or_insert_with(|| json!([]));
+        networks.as_array_mut().expect("it is a list").push(network);
+        self
+    }
+
+    /// Makes it a service: it has no end of its own.
+    pub(crate) fn service(mut self) -> Self {
+        self.further.job.insert("Type".to_owned(), json!("service"));
+        self
     }
 
     /// The same for another client than the shared one.
@@ -171,9 +190,11 @@ impl Order {
             "Tasks": [task]
         });
         with(&mut group, &self.further.group);
-        json!({
+        let mut job = json!({
             "ID": id, "Name": id, "Type": "batch", "Datacenters": [self.datacenter], "TaskGroups": [group]
-        })
+        });
+        with(&mut job, &self.further.job);
+        job
     }
 }
 
@@ -220,6 +241,15 @@ impl<'w> Job<'w> {
             allocation: String::new(),
         }
         .placed()
+    }
+
+    /// One of the allocations of a job that Nomad has.
+    pub(crate) fn known(api: &'w Api, id: &str, allocation: &str) -> Self {
+        Self {
+            api,
+            id: id.to_owned(),
+            allocation: allocation.to_owned(),
+        }
     }
 
     fn placed(mut self) -> Self {

@@ -16,6 +16,9 @@ use rustix::process::Signal;
 
 use crate::{host, process, wait};
 
+/// What the name of each scratch folder begins with.
+const PREFIX: &str = "steppe-";
+
 /// Variable in the environment of each agent and thereby of what it starts; its value begins with the scratch folder.
 pub(crate) const MARK: &str = "STEPPE_E2E";
 
@@ -32,20 +35,22 @@ const SWEEP_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Scratch {
     directory: PathBuf,
+    suite: &'static str,
     watcher: Child,
 }
 
 impl Scratch {
-    pub(crate) fn new() -> Self {
+    /// For a suite, after which the folder of its logs is named.
+    pub(crate) fn new(suite: &'static str) -> Self {
         let directory = tempfile::Builder::new()
-            .prefix("steppe-")
+            .prefix(PREFIX)
             // Unprivileged QEMUs look for their programs in it.
             .permissions(Permissions::from_mode(0o755))
             .tempdir_in(PARENT)
             .expect("a folder can be made in /tmp")
             .keep();
         let watcher = Command::new(std::env::current_exe().expect("this program has a path"))
-            .arg(WATCH)
+            .args([WATCH, suite])
             .arg(&directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -53,7 +58,11 @@ impl Scratch {
             .process_group(0)
             .spawn()
             .expect("this program can start itself");
-        Self { directory, watcher }
+        Self {
+            directory,
+            suite,
+            watcher,
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -63,16 +72,16 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        sweep(&self.directory, self.watcher.id());
+        sweep(&self.directory, self.suite, self.watcher.id());
         drop(self.watcher.stdin.take());
         drop(self.watcher.wait());
     }
 }
 
 /// The watching process: waits for the end of whoever holds its standard input, then sweeps.
-pub(crate) fn watch(directory: &Path) {
+pub(crate) fn watch(suite: &str, directory: &Path) {
     let _length = std::io::stdin().read_to_end(&mut Vec::new());
-    sweep(directory, 0);
+    sweep(directory, suite, 0);
 }
 
 /// Whether this process belongs to the run with that scratch folder.
@@ -83,7 +92,7 @@ pub(crate) fn owns(directory: &Path, candidate: &process::Process) -> bool {
             .is_some_and(|value| Path::new(&value).starts_with(directory))
 }
 
-fn sweep(directory: &Path, watcher: u32) {
+fn sweep(directory: &Path, suite: &str, watcher: u32) {
     if !directory.exists() {
         return;
     }
@@ -97,8 +106,8 @@ fn sweep(directory: &Path, watcher: u32) {
         found.remove(&std::process::id());
         found.remove(&watcher);
         // A QEMU that has lost its shim has nothing of ours about it but its groups.
-        for group in host::task_groups(directory) {
-            found.extend(members(&group));
+        for group in host::task_groups(directory).iter().chain(&parts(directory)) {
+            found.extend(members(group));
         }
         for pid in &found {
             process::signal(*pid, Signal::KILL);
@@ -112,13 +121,47 @@ fn sweep(directory: &Path, watcher: u32) {
     for mount in host::mounts_beneath(directory) {
         let _ = rustix::mount::unmount(&mount, UnmountFlags::DETACH);
     }
-    for group in host::task_groups(directory) {
-        remove_groups(&group);
+    for group in host::task_groups(directory).iter().chain(&parts(directory)) {
+        remove_groups(group);
     }
-    keep_logs(directory);
+    keep_logs(directory, suite);
     if std::env::var_os("STEPPE_KEEP").is_none() {
         drop(std::fs::remove_dir_all(directory));
     }
+}
+
+/// The name of the control groups that are the root ones of a host of the run's own.
+pub(crate) fn part(directory: &Path, host: &str) -> String {
+    let run = directory.file_name().unwrap_or_default();
+    format!("{}.{host}", run.to_string_lossy())
+}
+
+/// Whether a control group is named like those of some run's hosts.
+pub(crate) fn is_part(group: &Path) -> bool {
+    let name = group.file_name().unwrap_or_default();
+    name.to_string_lossy().starts_with(PREFIX)
+}
+
+/// Those of this run's hosts: at the root on version 2, one for each hierarchy on version 1.
+fn parts(directory: &Path) -> Vec<PathBuf> {
+    let folders = |path: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    };
+    let roots = folders(Path::new("/sys/fs/cgroup"));
+    let beneath = roots
+        .iter()
+        .filter(|root| !root.is_symlink())
+        .flat_map(|root| folders(root));
+    let (all, name): (Vec<PathBuf>, String) = (
+        beneath.chain(roots.iter().cloned()).collect(),
+        part(directory, ""),
+    );
+    let is_own = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|own| own.to_string_lossy().starts_with(&name))
+    };
+    all.into_iter().filter(is_own).collect()
 }
 
 /// The processes in a control group and beneath it.
@@ -149,12 +192,17 @@ pub(crate) fn output() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target")
 }
 
-fn keep_logs(directory: &Path) {
-    let kept = output().join("logs/e2e");
+fn keep_logs(directory: &Path, suite: &str) {
+    let kept = output().join("logs").join(suite);
     drop(std::fs::remove_dir_all(&kept));
     drop(std::fs::create_dir_all(&kept));
     for agent in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        for log in ["agent.log", "state/log/plugin.log", "state/log/shim.log"] {
+        for log in [
+            "agent.log",
+            "netd.log",
+            "state/log/plugin.log",
+            "state/log/shim.log",
+        ] {
             let name = Path::new(log).file_name().unwrap_or_default().to_string_lossy();
             let to = kept.join(format!("{}-{name}", agent.file_name().to_string_lossy()));
             drop(std::fs::copy(agent.path().join(log), to));

@@ -1,19 +1,22 @@
-//! What do the checks share: the programs, the scratch folder, the server and its clients?
+//! What do the checks share: the programs, the scratch folder, the server and its client?
 
+use std::net::Ipv4Addr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::agent::{Client, PLUGIN, Server, Setup};
+use crate::agent::{Client, PLUGIN, Place, Server, Setup};
 use crate::api::Api;
 use crate::host::SHIM;
 use crate::job::{Job, Order};
 use crate::scratch::Scratch;
 
-/// Fields are dropped in order: the client ends before the server, both before the scratch folder is swept.
+/// What every suite has: the server, the programs, the scratch folder.
+///
+/// Fields are dropped in order: the server before the scratch folder is swept, and before both whatever has this.
 #[derive(Debug)]
-pub(crate) struct World {
-    pub(crate) main: Client,
+pub(crate) struct Shared {
     server: Server,
     pub(crate) api: Api,
     nomad: PathBuf,
@@ -21,6 +24,21 @@ pub(crate) struct World {
     pub(crate) scratch: Scratch,
     /// Counts what needs a name of its own.
     numbers: AtomicU32,
+}
+
+/// The same with one client that its checks share.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) main: Client,
+    shared: Shared,
+}
+
+impl Deref for World {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
 }
 
 /// The scratch folder's folder for today's plugin and shim.
@@ -34,6 +52,15 @@ pub(crate) const STUB: &str = "stub";
 
 impl World {
     pub(crate) fn new() -> Self {
+        let shared = Shared::new("e2e", Ipv4Addr::LOCALHOST);
+        let main = shared.own_client("main");
+        Self { main, shared }
+    }
+}
+
+impl Shared {
+    /// For a suite; the server is reached at this address of ours.
+    pub(crate) fn new(suite: &'static str, address: Ipv4Addr) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "root is needed to run Nomad's client with QEMU as other users: run it with sudo"
@@ -41,35 +68,20 @@ impl World {
         let nomad = required("STEPPE_NOMAD", "");
         let plugins = required("STEPPE_PLUGIN_DIR", PLUGIN);
         let guest = required("STEPPE_GUEST_DIR", "vmlinux");
-        let scratch = Scratch::new();
+        let scratch = Scratch::new(suite);
         // A folder of its own: what runs from it is known to be ours.
-        let own = scratch.path().join(PLUGINS);
-        place(&plugins, &own);
+        place(&plugins, &scratch.path().join(PLUGINS));
         std::fs::create_dir(scratch.path().join(IMAGES)).expect("a folder can be made in the scratch folder");
         replace(&stub(), &scratch.path().join(IMAGES).join(STUB));
-        let server = Server::start(&nomad, scratch.path());
-        let main = Client::new(&Setup {
-            nomad: &nomad,
-            scratch: scratch.path(),
-            server: &server,
-            name: "main",
-            options: &options(&guest, scratch.path()),
-            plugins: own,
-            run_dir: None,
-            dev: false,
-        });
-        let world = Self {
+        let server = Server::start(&nomad, scratch.path(), address);
+        Self {
             api: server.api(),
-            main,
             server,
             nomad,
             guest,
             scratch,
             numbers: AtomicU32::new(0),
-        };
-        world.main.agent.start();
-        world.main.wait_healthy(&world.api);
-        world
+        }
     }
 
     /// A client of a check's own, ready, with the options of the shared one.
@@ -106,6 +118,7 @@ impl World {
             plugins: self.plugins(),
             run_dir: None,
             dev: false,
+            place: Place::here(),
         };
         change(&mut setup);
         Client::new(&setup)

@@ -45,6 +45,10 @@ pub(crate) fn task(msgpack: &[u8]) -> Result<Spec, DecodeError> {
                 .into_iter()
                 .map(|(label, Number(port))| (label, port))
                 .collect(),
+            ipv4: network.ipv4,
+            vlan: network.vlan.map(|Number(vlan)| vlan),
+            trunk: network.trunk.unwrap_or_default(),
+            mtu: network.mtu.map(|Number(mtu)| mtu),
         });
     Ok(Spec {
         machine: raw.machine,
@@ -54,6 +58,7 @@ pub(crate) fn task(msgpack: &[u8]) -> Result<Spec, DecodeError> {
         accelerator: raw.accelerator,
         disks: disks.collect(),
         networks: networks.collect(),
+        identity: raw.identity,
         reboot: raw.reboot,
         ready: raw.ready,
         ready_pattern: raw.ready_pattern,
@@ -71,6 +76,7 @@ struct RawTask {
     accelerator: Option<String>,
     disk: Option<Vec<RawDisk>>,
     network: Option<Vec<RawNetwork>>,
+    identity: Option<String>,
     reboot: Option<String>,
     ready: Option<String>,
     ready_pattern: Option<String>,
@@ -92,6 +98,10 @@ struct RawNetwork {
     name: Option<String>,
     ports: Option<Vec<String>>,
     port_map: Option<BTreeMap<String, Number>>,
+    ipv4: Option<String>,
+    vlan: Option<Number>,
+    trunk: Option<Vec<String>>,
+    mtu: Option<Number>,
 }
 
 /// A whole number in any of the forms that Nomad's encoder gives it. One that isn't whole is out of every range here.

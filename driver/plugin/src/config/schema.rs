@@ -29,6 +29,7 @@ fn node(key: &Key) -> Spec {
     let primary = match &key.kind {
         Kind::String => attribute("string"),
         Kind::Bool => attribute("bool"),
+        Kind::Number => attribute("number"),
         Kind::StringList => attribute("list(string)"),
         Kind::NumberMap => attribute("map(number)"),
         Kind::Blocks(keys) => {
@@ -63,6 +64,7 @@ pub(super) fn table(path: &str, keys: &[Key], text: &mut String) {
         let kind = match key.kind {
             Kind::String => "string",
             Kind::Bool => "bool",
+            Kind::Number => "number",
             Kind::StringList => "list(string)",
             Kind::NumberMap => "map(number)",
             Kind::Blocks(_) => "block, may be repeated",

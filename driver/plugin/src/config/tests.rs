@@ -22,13 +22,14 @@ struct Given {
     qemu: Option<String>,
     log_level: Option<String>,
     orphan_grace: Option<String>,
+    netd: Option<String>,
 }
 
 #[test]
 fn nothing_given_is_all_defaults() {
     for bytes in [Vec::new(), vec![0xc0], vec![0x80], pack(&Given::default())] {
         let options = options(&bytes).unwrap();
-        assert!(options.enabled && !options.user_network && options.shim.is_none());
+        assert!(options.enabled && !options.user_network && options.shim.is_none() && options.netd.is_none());
         assert_eq!(options.accelerator, AcceleratorOption::Auto);
         assert_eq!(options.vm_uids, 1_900_000_000..=1_900_065_535);
         assert_eq!(options.run_dir, PathBuf::from("/run/steppe"));
@@ -103,6 +104,21 @@ fn bad_values_name_their_option() {
             ..Given::default()
         })
         .contains("run_dir")
+    );
+    assert!(
+        refused(Given {
+            netd: text("netd.sock"),
+            ..Given::default()
+        })
+        .contains("netd = \"netd.sock\"")
+    );
+    let netd = Given {
+        netd: text("/run/netd/netd.sock"),
+        ..Given::default()
+    };
+    assert_eq!(
+        options(&pack(&netd)).unwrap().netd,
+        Some("/run/netd/netd.sock".into())
     );
     assert!(
         refused(Given {
@@ -183,6 +199,66 @@ fn task_blocks_come_in_several_encodings() {
     assert_eq!(port(80.5f64), -1);
     assert_eq!(port("80"), 80);
     assert_eq!(port(u64::MAX), i64::MAX);
+}
+
+#[test]
+fn a_network_of_netds_has_its_keys() {
+    #[derive(Serialize)]
+    struct Net {
+        name: &'static str,
+        ipv4: Option<&'static str>,
+        vlan: Option<f64>,
+        trunk: Option<Vec<&'static str>>,
+        mtu: Option<u16>,
+    }
+    #[derive(Serialize)]
+    struct Task {
+        kernel: &'static str,
+        identity: &'static str,
+        network: Vec<Net>,
+    }
+    let network = vec![
+        Net {
+            name: "lab",
+            ipv4: Some("none"),
+            vlan: Some(100.0),
+            trunk: Some(vec!["1-2"]),
+            mtu: Some(1400),
+        },
+        Net {
+            name: "user",
+            ipv4: None,
+            vlan: None,
+            trunk: None,
+            mtu: None,
+        },
+    ];
+    let read = task(&pack(&Task {
+        kernel: "k",
+        identity: "alloc",
+        network,
+    }))
+    .unwrap();
+    assert_eq!(read.identity.as_deref(), Some("alloc"));
+    let [lab, user] = read.networks.as_slice() else {
+        panic!("{read:?}")
+    };
+    assert_eq!(
+        (lab.ipv4.as_deref(), lab.vlan, lab.mtu),
+        (Some("none"), Some(100), Some(1400))
+    );
+    assert_eq!(lab.trunk, ["1-2"]);
+    // The schema gives no defaults: a network that doesn't know a key must not find it given.
+    assert_eq!(
+        (&user.ipv4, user.vlan, user.mtu, user.trunk.len()),
+        (&None, None, None, 0)
+    );
+    for key in NETWORK
+        .iter()
+        .filter(|key| matches!(key.name, "ipv4" | "vlan" | "mtu"))
+    {
+        assert_eq!(key.default, "", "{}", key.name);
+    }
 }
 
 #[test]

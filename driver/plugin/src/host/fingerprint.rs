@@ -10,6 +10,7 @@ use steppe_vm::memory;
 use steppe_vm::vm::Accelerator;
 
 use crate::config::{AcceleratorOption, Hardening};
+use crate::host::netd::View;
 use crate::host::{cgroup, chain, first_line};
 use crate::instance::Instance;
 
@@ -20,7 +21,7 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fingerprint {
     pub(crate) health: Health,
-    pub(crate) attributes: BTreeMap<&'static str, Value>,
+    pub(crate) attributes: BTreeMap<String, Value>,
 }
 
 /// Whether jobs are placed here.
@@ -62,7 +63,12 @@ impl VersionCache {
 }
 
 /// Looks at the host. Blocks: a few hundred milliseconds the first time, microseconds later.
-pub(crate) fn look(instance: &Instance, orphans: &[String], versions: &mut VersionCache) -> Fingerprint {
+pub(crate) fn look(
+    instance: &Instance,
+    orphans: &[String],
+    netd: &View,
+    versions: &mut VersionCache,
+) -> Fingerprint {
     let nothing = |health| Fingerprint {
         health,
         attributes: BTreeMap::new(),
@@ -109,46 +115,48 @@ pub(crate) fn look(instance: &Instance, orphans: &[String], versions: &mut Versi
         (AcceleratorOption::Tcg, _) | (_, Err(_)) => "tcg",
         (_, Ok(())) => "kvm",
     };
-    let mut attributes = BTreeMap::from([
-        (
-            "driver.microvm.version",
-            Value::Text(env!("CARGO_PKG_VERSION").to_owned()),
-        ),
-        ("driver.microvm.qemu.version", Value::Text(version)),
-        ("driver.microvm.accelerator", Value::Text(accelerator.to_owned())),
-        ("driver.microvm.kvm", Value::Bool(accelerator == "kvm")),
-        ("driver.microvm.machine.microvm", Value::Bool(true)),
-        (
-            "driver.microvm.memory_overhead_mib",
-            Value::Integer(
-                memory::base_mib(if accelerator == "kvm" {
-                    Accelerator::Kvm
-                } else {
-                    Accelerator::Tcg { tsc_khz: 0 }
-                })
-                .into(),
-            ),
-        ),
-        ("driver.microvm.hardening", Value::Text(hardening(&missing))),
-        (
-            "driver.microvm.landlock_abi",
-            Value::Integer(able.kernel.landlock_abi.into()),
-        ),
-        (
-            "driver.microvm.cgroups",
-            Value::Text(cgroup::version().to_owned()),
-        ),
+    let overhead_mib = memory::base_mib(if accelerator == "kvm" {
+        Accelerator::Kvm
+    } else {
+        Accelerator::Tcg { tsc_khz: 0 }
+    });
+    let text = |text: &str| Value::Text(text.to_owned());
+    let mut attributes: BTreeMap<String, Value> = [
+        ("version", text(env!("CARGO_PKG_VERSION"))),
+        ("qemu.version", Value::Text(version)),
+        ("accelerator", text(accelerator)),
+        ("kvm", Value::Bool(accelerator == "kvm")),
+        ("machine.microvm", Value::Bool(true)),
+        ("memory_overhead_mib", Value::Integer(overhead_mib.into())),
+        ("hardening", Value::Text(hardening(&missing))),
+        ("landlock_abi", Value::Integer(able.kernel.landlock_abi.into())),
+        ("cgroups", text(cgroup::version())),
         // Rounded: two measurements of the same clock differ in the last digits.
         (
-            "driver.microvm.tsc_mhz",
+            "tsc_mhz",
             Value::Integer(i64::from(instance.tsc_khz() + 500) / 1000),
         ),
-    ]);
+    ]
+    .into_iter()
+    .map(|(name, value)| (attribute(name), value))
+    .collect();
+    if instance.options.netd.is_some() {
+        attributes.extend(networks(netd));
+    }
     if instance.options.user_network {
-        let _none = attributes.insert("driver.microvm.network.user", Value::Text("user".to_owned()));
+        let _none = attributes.insert(attribute("network.user"), text("user"));
     }
     if !orphans.is_empty() {
-        let _none = attributes.insert("driver.microvm.orphans", Value::Text(some_of(orphans)));
+        let _none = attributes.insert(attribute("orphans"), Value::Text(some_of(orphans)));
+    }
+    // The attributes stay as they were: what can be had here has not changed.
+    if let Some(socket) = &instance.options.netd
+        && let Some(reason) = netd.problem(socket)
+    {
+        return Fingerprint {
+            health: Health::Unhealthy(reason),
+            attributes,
+        };
     }
     let description = match (instance.options.accelerator, kvm) {
         (AcceleratorOption::Auto, Err(reason)) => format!("Healthy, by emulation (tcg): {reason}"),
@@ -159,6 +167,22 @@ pub(crate) fn look(instance: &Instance, orphans: &[String], versions: &mut Versi
         health: Health::Healthy(description),
         attributes,
     }
+}
+
+/// The whole name of an attribute.
+fn attribute(name: &str) -> String {
+    format!("driver.microvm.{name}")
+}
+
+/// netd's networks that a VM can be on, each with its kind.
+fn networks(netd: &View) -> impl Iterator<Item = (String, Value)> {
+    let available = netd.networks.iter().filter(|network| network.is_available);
+    available.map(|network| {
+        (
+            attribute(&format!("network.{}", network.name)),
+            Value::Text(network.kind.clone()),
+        )
+    })
 }
 
 /// Why a shim is not good enough.

@@ -78,21 +78,23 @@ pub(crate) fn look(shim: &Path) -> std::io::Result<Able> {
 
 /// What a plan says for this machine on this host, with further files that the operator wants QEMU to see.
 pub(crate) fn isolation(able: &Able, vm: &Vm, qemu: &Path, paths: &[PathBuf]) -> Isolation {
-    let forwards = vm.nics.iter().map(|nic| match nic {
-        Nic::User { forwards } => forwards,
+    // A tap device needs no network of QEMU's: it is open before.
+    let mut user = vm.nics.iter().filter_map(|nic| match nic {
+        Nic::User { forwards } => Some(forwards),
+        Nic::Tap(_) => None,
     });
-    let udp = forwards
-        .flatten()
-        .any(|forward| forward.protocol == Protocol::Udp);
+    let network = user.next().map_or(Network::None, |forwards| {
+        if forwards.iter().any(|forward| forward.protocol == Protocol::Udp) {
+            Network::Host
+        } else {
+            Network::Tcp
+        }
+    });
     Isolation {
         namespaces: able.kernel.namespaces,
         landlock: able.kernel.landlock_abi > 0,
         seccomp: able.kernel.seccomp,
-        network: match vm.nics.as_slice() {
-            [] => Network::None,
-            _ if udp => Network::Host,
-            _ => Network::Tcp,
-        },
+        network,
         root: visible(qemu, paths, vm.accelerator == Accelerator::Kvm, &kind),
     }
 }

@@ -1,11 +1,13 @@
 //! What does this host offer, and how is it touched?
 
+pub(crate) mod archive;
 pub(crate) mod cgroup;
 pub(crate) mod files;
 pub(crate) mod fingerprint;
 pub(crate) mod isolation;
 pub(crate) mod kvm;
 pub(crate) mod memory;
+pub(crate) mod netd;
 pub(crate) mod records;
 pub(crate) mod state_dir;
 pub(crate) mod stats;

@@ -16,6 +16,9 @@ use super::state_dir::{make_private, sync_directory};
 /// Name of the record in a task's directory.
 const RECORD: &str = "record";
 
+/// Name of the archive in a task's directory that its guest's initrd ends with.
+pub(crate) const NETWORK_ARCHIVE: &str = "network.cpio";
+
 /// Why a record can't be written or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RecordFileError {
@@ -227,12 +230,13 @@ pub(crate) fn append(directory: &Path, step: &Step) -> Result<(), RecordFileErro
 
 /// Names of what else is in a task's directory, in the order in which they are removed: what a person needs to understand
 /// the rest goes last. The tails are those of a shim of record version 1.
-const OTHERS: [&str; 6] = [
+const OTHERS: [&str; 7] = [
     "console.tail.new",
     "console.tail",
     "shim.lock",
     "exit.json.new",
     "exit.json",
+    NETWORK_ARCHIVE,
     "plan.json",
 ];
 

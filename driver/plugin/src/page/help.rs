@@ -22,6 +22,7 @@ COLUMNS
   TASK    the task's name
   JOB     the job's id
   STATE   see below
+  ADDRESS the first address that netd gave it
   UID     the user id that QEMU runs as
   QEMU    QEMU's process id, while it runs
   SHIM    the process id of microvm-shim, which holds the VM, while it lives
@@ -47,6 +48,8 @@ JSON
     key, alloc_id, task, task_id, job, namespace     whose it is; the key is whole
     state, cause, since                              cause is null unless the state is \"ended\"
     uid, qemu_pid, shim_pid, directory
+    interfaces       [ { network, kind, tap, queues, mac, ipv4, ipv4_gateway, ipv6, ipv6_gateway, dns, mtu,
+                       vlan, trunk } ], from the record; a text is empty, and vlan 0, where there is none
     problem                                          the sentence, or null
   Every member is always there; what is not known is null. Times are RFC 3339, in UTC. Later releases
   may add members to version 1.
@@ -73,7 +76,7 @@ SYNOPSIS
   nomad-driver-microvm inspect TASK [--state-dir DIR] [--json]
 
 DESCRIPTION
-  Shows whose a task is, its state, user ids, processes, memory limit and times, each step that was
+  Shows whose a task is, its state, user ids, processes, memory limit, networks and times, each step that was
   written down for it, what of its undo failed, how it ended, and the launch plan. Nothing is locked and
   nothing is changed.
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use steppe_vm::exit::WaitStatus;
+use steppe_vm::interface::Interface;
 use steppe_vm::plan::LaunchPlan;
 use steppe_vm::record::{Entry, Record, Step};
 
@@ -142,6 +143,11 @@ fn details(step: &Step) -> String {
         Step::Uids { uid } => format!("{uid} for QEMU, {} for its supervisor", uid.saturating_add(1)),
         Step::User { uid } => format!("{uid}, which Nomad leased, for QEMU instead"),
         Step::RunDirectory { path } => path.display().to_string(),
+        Step::Network { socket } => format!("of netd at {}", socket.display()),
+        Step::Interfaces { interfaces } => {
+            let sentences: Vec<String> = interfaces.iter().map(Interface::sentence).collect();
+            sentences.join("; ")
+        }
         Step::Cgroups { leaves, memory_bytes } => {
             let limit = memory_bytes.map_or_else(String::new, |bytes| {
                 format!(", memory limit {}", mebibytes(bytes))
@@ -386,6 +392,12 @@ fn whose(page: &mut Page, seen: &Seen) {
         }
         let limit = memory_bytes(record).map(|bytes| format!("{} ({bytes} bytes)", mebibytes(bytes)));
         page.pair("memory limit", &number(limit));
+        for interface in record.interfaces() {
+            page.pair(
+                "network",
+                &format!("{}, tap {}", interface.sentence(), interface.tap),
+            );
+        }
         page.pair("created", &time(record.header.created_at_unix_ns));
         page.pair("started", &time(record.started_at_unix_ns().unwrap_or_default()));
         let boot = if seen.this_boot { "this one" } else { "another one" };
@@ -483,7 +495,7 @@ fn end(page: &mut Page, inspection: &Inspection) {
 pub(super) mod tests {
     use serde_json::Value;
 
-    use super::super::seen::tests::{ALLOC, ended, running, seen, unreadable};
+    use super::super::seen::tests::{ALLOC, ended, networked, running, seen, unreadable};
     use super::*;
 
     pub(in crate::page) fn plan() -> LaunchPlan {
@@ -537,7 +549,7 @@ TASK {ALLOC}.1d2c3b4a
   control group /sys/fs/cgroup/memory/nomad/a.vm/shim
 
 STEPS, each written down before it was done
-  1  2026-07-25T17:20:00.000Z  record         version 3
+  1  2026-07-25T17:20:00.000Z  record         version 4
   2  2026-07-25T17:20:01.000Z  uids           1900011482 for QEMU, 1900011483 for its supervisor
   3  2026-07-25T17:20:02.000Z  run-directory  /run/steppe/i/k
   4  2026-07-25T17:20:03.000Z  cgroups        2 leaves, memory limit 261.0 MiB
@@ -599,6 +611,14 @@ MESSAGES OF QEMU, the last lines
         ] {
             assert!(text.contains(wanted), "{wanted}: {text}");
         }
+        let text = page(&inspection(networked()));
+        for wanted in [
+            "  network       tenant-a: 10.1.0.7/16, 02:9b:3c:10:4e:51, tap ndtk3f7q2m9xa\n",
+            "  network        of netd at /run/netd/netd.sock\n",
+            "  interfaces     tenant-a: 10.1.0.7/16, 02:9b:3c:10:4e:51\n",
+        ] {
+            assert!(text.contains(wanted), "{wanted}: {text}");
+        }
         let text = page(&inspection(seen(5)));
         assert!(
             text.contains("cause         shim-lost") && text.contains("wrote nothing down"),
@@ -623,7 +643,7 @@ MESSAGES OF QEMU, the last lines
         };
         let all = members(&inspection(running(true)));
         assert_eq!(members(&unreadable), all);
-        assert_eq!(all.len(), 33, "{all:?}");
+        assert_eq!(all.len(), 34, "{all:?}");
 
         let text = json(
             Path::new("/s"),

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use serde::Serialize;
+use steppe_vm::interface::Interface;
+use steppe_vm::record::Record;
 
 use super::seen::Seen;
 use super::text::{self, UNKNOWN, plain};
@@ -33,6 +35,7 @@ pub(super) struct Row {
     uid: Option<u32>,
     qemu_pid: Option<i32>,
     shim_pid: Option<i32>,
+    interfaces: Vec<Interface>,
     directory: String,
     problem: Option<String>,
 }
@@ -51,15 +54,21 @@ impl Row {
             state: state.word(),
             cause: state.cause(),
             since: text::time(seen.since_unix_ns()),
-            uid: seen
-                .record()
-                .and_then(steppe_vm::record::Record::uids)
-                .map(|(qemu, _)| qemu),
+            uid: seen.record().and_then(Record::uids).map(|(qemu, _)| qemu),
             qemu_pid: seen.qemu_pid(),
             shim_pid: seen.shim_pid,
+            interfaces: seen.record().map(Record::interfaces).unwrap_or_default().to_vec(),
             directory: seen.directory.to_string_lossy().into_owned(),
             problem: seen.problem(),
         }
+    }
+}
+
+impl Row {
+    /// The first address that netd gave it.
+    fn address(&self) -> Option<&str> {
+        let mut addresses = self.interfaces.iter().map(Interface::address);
+        addresses.find(|address| !address.is_empty())
     }
 }
 
@@ -71,7 +80,9 @@ pub(super) fn short(key: &str) -> String {
     plain(key).chars().take(SHORT).collect()
 }
 
-const HEAD: [&str; 8] = ["KEY", "TASK", "JOB", "STATE", "UID", "QEMU", "SHIM", "SINCE"];
+const HEAD: [&str; 9] = [
+    "KEY", "TASK", "JOB", "STATE", "ADDRESS", "UID", "QEMU", "SHIM", "SINCE",
+];
 
 /// The table, and below it a sentence for each task with which something is not as it should be.
 pub(super) fn table(state_dir: &Path, all: &[Seen]) -> String {
@@ -92,6 +103,7 @@ pub(super) fn table(state_dir: &Path, all: &[Seen]) -> String {
             or_unknown(header.map(|header| plain(&header.task_name))),
             or_unknown(header.map(|header| plain(&header.job_id))),
             seen.state().words(),
+            or_unknown(row.address().map(plain)),
             or_unknown(row.uid.map(|uid| uid.to_string())),
             or_unknown(row.qemu_pid.map(|pid| pid.to_string())),
             or_unknown(row.shim_pid.map(|pid| pid.to_string())),
@@ -118,7 +130,7 @@ pub(super) fn json(state_dir: &Path, all: &[Seen]) -> String {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::seen::tests::{ALLOC, ended, running, unreadable};
+    use super::super::seen::tests::{ALLOC, ended, networked, running, unreadable};
     use super::*;
 
     fn damaged() -> Seen {
@@ -130,12 +142,13 @@ mod tests {
 
     #[test]
     fn a_row_for_each_and_a_sentence_where_one_is_due() {
-        let all = [ended(), running(false), damaged()];
+        let all = [ended(), running(false), networked(), damaged()];
         let expected = "\
-KEY       TASK  JOB    STATE                UID         QEMU  SHIM  SINCE
-b2f8c3d4  vm    hello  ended out-of-memory  1900011482  -     -     2026-07-25T17:20:42Z
-b2f8c3d4  vm    hello  running not ready    1900011482  4242  4240  2026-07-25T17:20:01Z
-evil[2Jd  -     -      unreadable           -           -     -     -
+KEY       TASK  JOB    STATE                ADDRESS   UID         QEMU  SHIM  SINCE
+b2f8c3d4  vm    hello  ended out-of-memory  -         1900011482  -     -     2026-07-25T17:20:42Z
+b2f8c3d4  vm    hello  running not ready    -         1900011482  4242  4240  2026-07-25T17:20:01Z
+b2f8c3d4  vm    hello  running              10.1.0.7  1900011482  4242  4240  2026-07-25T17:20:01Z
+evil[2Jd  -     -      unreadable           -         -           -     -     -
 
 evil[2Jd: line 3 of the record is not readable
 ";
@@ -165,6 +178,7 @@ evil[2Jd: line 3 of the record is not readable
                     "uid": 1_900_011_482,
                     "qemu_pid": null,
                     "shim_pid": null,
+                    "interfaces": [],
                     "directory": directory,
                     "problem": null,
                 },
@@ -181,12 +195,33 @@ evil[2Jd: line 3 of the record is not readable
                     "uid": null,
                     "qemu_pid": null,
                     "shim_pid": null,
+                    "interfaces": [],
                     "directory": directory,
                     "problem": "line 3 of the record\nis not \u{9b}readable",
                 },
             ],
         });
         assert_eq!(value, expected);
+        let printed = super::json(Path::new("/s"), &[networked()]);
+        let value: Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!(
+            value["tasks"][0]["interfaces"],
+            json!([{
+                "network": "tenant-a",
+                "kind": "vlan",
+                "tap": "ndtk3f7q2m9xa",
+                "queues": 1,
+                "mac": "02:9b:3c:10:4e:51",
+                "ipv4": "10.1.0.7/16",
+                "ipv4_gateway": "10.1.0.1",
+                "ipv6": "",
+                "ipv6_gateway": "",
+                "dns": ["10.1.0.1"],
+                "mtu": 1500,
+                "vlan": 0,
+                "trunk": [],
+            }])
+        );
         assert!(!printed.contains(['\u{9b}', '\x1b']), "{printed}");
     }
 }

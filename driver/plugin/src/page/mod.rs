@@ -21,6 +21,7 @@
 //! | `since` | time | when the state began |
 //! | `uid` | number | QEMU's user id |
 //! | `qemu_pid`, `shim_pid` | number | process ids, while they live |
+//! | `interfaces` | list | what netd made for it: `{ network, kind, tap, queues, mac, ipv4, ipv4_gateway, ipv6, ipv6_gateway, dns, mtu, vlan, trunk }`; a text is empty, and `vlan` 0, where there is none |
 //! | `directory` | string | the task's directory |
 //! | `problem` | string | one sentence about what is not as it should be |
 //!

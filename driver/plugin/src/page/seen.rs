@@ -427,6 +427,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 pub(super) mod tests {
     use steppe_vm::exit::{EXIT_VERSION, Oom, Reason, WaitStatus};
+    use steppe_vm::interface::Interface;
     use steppe_vm::record::{Entry, Header, RECORD_VERSION, task_key};
 
     use super::*;
@@ -516,6 +517,38 @@ pub(super) mod tests {
             answer: Some(Ok(Answer { version: 2, state })),
             ..seen(5)
         }
+    }
+
+    /// A running VM that netd gave an interface.
+    pub(in crate::page) fn networked() -> Seen {
+        let mut seen = running(true);
+        let interface = Interface {
+            network: "tenant-a".into(),
+            kind: "vlan".into(),
+            tap: "ndtk3f7q2m9xa".into(),
+            queues: 1,
+            mac: "02:9b:3c:10:4e:51".into(),
+            ipv4: "10.1.0.7/16".into(),
+            ipv4_gateway: "10.1.0.1".into(),
+            dns: vec!["10.1.0.1".into()],
+            mtu: 1500,
+            ..Interface::default()
+        };
+        let steps = [
+            Step::Network {
+                socket: "/run/netd/netd.sock".into(),
+            },
+            Step::Interfaces {
+                interfaces: vec![interface],
+            },
+        ];
+        if let Ok(Some(record)) = &mut seen.record {
+            record.entries.extend(steps.map(|step| Entry {
+                at_unix_ns: CREATED + 6 * SECOND,
+                step,
+            }));
+        }
+        seen
     }
 
     pub(in crate::page) fn exit() -> ExitRecord {

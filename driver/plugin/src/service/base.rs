@@ -13,7 +13,7 @@ use super::Driver;
 use crate::config;
 use crate::host::chain;
 use crate::instance::Instance;
-use crate::task::reap;
+use crate::task::{network, reap};
 
 /// Name of the driver in job files.
 pub(crate) const NAME: &str = "microvm";
@@ -80,12 +80,13 @@ impl BasePlugin for Service {
             }
             // Proofs and measurements take a moment: they are under way before anybody asks for them.
             let early = Arc::clone(&instance);
-            drop(tokio::task::spawn_blocking(move || drop(early.offer())));
+            drop(tokio::task::spawn_blocking(move || drop(early.offer(Vec::new()))));
         }
         let enabled = instance.options.enabled;
         self.0.configure(instance);
         if enabled {
             reap::begin(&self.0);
+            network::begin(&self.0);
         }
         Ok(Response::new(SetConfigResponse {}))
     }

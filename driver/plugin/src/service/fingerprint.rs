@@ -13,6 +13,7 @@ use tonic::Status;
 
 use super::Driver;
 use crate::host::fingerprint::{Fingerprint, Health, Value, VersionCache, look};
+use crate::host::netd::View;
 
 /// Pause between two looks at the host: what Nomad's own drivers take.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -29,6 +30,7 @@ pub(super) fn stream(driver: &Arc<Driver>) -> ReceiverStream<Result<FingerprintR
         // Nomad keeps this stream as long as it is there at all.
         let _connected = driver.reaper.connected();
         let mut orphans = driver.reaper.orphans();
+        let mut netd = driver.networks.view();
         loop {
             let (now, cache) = look_off_thread(&driver, versions).await;
             versions = cache;
@@ -45,6 +47,7 @@ pub(super) fn stream(driver: &Arc<Driver>) -> ReceiverStream<Result<FingerprintR
                 () = tokio::time::sleep(INTERVAL) => {}
                 // The sender lives as long as the driver.
                 _ = orphans.changed() => {}
+                _ = netd.changed() => {}
             }
         }
     }));
@@ -60,8 +63,12 @@ async fn look_off_thread(driver: &Arc<Driver>, mut versions: VersionCache) -> (F
         return (unknown("the driver has not been configured yet"), versions);
     };
     let orphans = driver.reaper.orphans().borrow().clone();
+    let netd = match instance.options.netd {
+        Some(_) => driver.networks.first_view().await,
+        None => View::default(),
+    };
     let looked = tokio::task::spawn_blocking(move || {
-        let now = look(&instance, &orphans, &mut versions);
+        let now = look(&instance, &orphans, &netd, &mut versions);
         (now, versions)
     });
     looked.await.unwrap_or_else(|_| {
@@ -83,20 +90,20 @@ fn message(now: &Fingerprint, last: Option<&Fingerprint>) -> FingerprintResponse
         .into_iter()
         .flat_map(|last| last.attributes.keys())
         .filter(|name| !now.attributes.contains_key(*name));
-    let gone = gone.map(|name| (*name, Wire::StringVal(String::new())));
+    let gone = gone.map(|name| (name, Wire::StringVal(String::new())));
     let here = now.attributes.iter().map(|(name, value)| {
         let value = match value {
             Value::Text(text) => Wire::StringVal(text.clone()),
             Value::Bool(value) => Wire::BoolVal(*value),
             Value::Integer(value) => Wire::IntVal(*value),
         };
-        (*name, value)
+        (name, value)
     });
     let attributes = gone
         .chain(here)
         .map(|(name, value)| {
             (
-                name.to_owned(),
+                name.clone(),
                 Attribute {
                     value: Some(value),
                     unit: String::new(),

@@ -27,6 +27,7 @@ use tonic::{Code, Status};
 use crate::instance::Instance;
 use crate::task::Failure;
 use crate::task::events::Events;
+use crate::task::network::Networks;
 use crate::task::reap::Reaper;
 use crate::task::registry::Registry;
 
@@ -37,6 +38,7 @@ pub(crate) struct Driver {
     pub(crate) tasks: Registry,
     pub(crate) events: Events,
     pub(crate) reaper: Reaper,
+    pub(crate) networks: Networks,
     instance: RwLock<Option<Arc<Instance>>>,
 }
 
@@ -59,6 +61,7 @@ impl Driver {
             tasks: Registry::default(),
             events: Events::new(),
             reaper: Reaper::default(),
+            networks: Networks::default(),
             instance: RwLock::new(None),
         }
     }

@@ -1,7 +1,7 @@
 //! What does Nomad's configuration of a task say, in our words?
 
 use nomad_proto::drivers::TaskConfig;
-use steppe_vm::spec::{Allocated, AllocatedPort};
+use steppe_vm::spec::{Allocated, AllocatedPort, Whose};
 
 use crate::task::Order;
 
@@ -78,5 +78,21 @@ fn allocated(config: &TaskConfig) -> Allocated {
             .map(|mount| mount.task_path.clone())
             .collect(),
         ports,
+        whose: whose(config),
+    }
+}
+
+/// Whose the task is. Its place in its group is in its environment alone.
+fn whose(config: &TaskConfig) -> Whose {
+    Whose {
+        namespace: config.namespace.clone(),
+        job: config.job_id.clone(),
+        group: config.task_group_name.clone(),
+        task: config.name.clone(),
+        alloc_id: config.alloc_id.clone(),
+        index: config
+            .env
+            .get("NOMAD_ALLOC_INDEX")
+            .and_then(|index| index.parse().ok()),
     }
 }

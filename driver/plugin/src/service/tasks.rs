@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nomad_proto::drivers as wire;
 use nomad_proto::drivers::driver_server::Driver as Rpc;
+use steppe_vm::interface::Advertised;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -14,6 +15,7 @@ use super::{
 };
 use crate::config;
 use crate::task::recover::{self, HANDLE_VERSION};
+use crate::task::start::Started;
 use crate::task::{Ended, Task, Waiting, start, stop};
 
 pub(super) struct Service(pub(super) Arc<Driver>);
@@ -86,7 +88,7 @@ impl Rpc for Service {
         let order = order::order(&config);
         let driver = Arc::clone(&self.0);
         let started = tokio::spawn(async move { start::start(&driver, order).await }).await;
-        let task = started
+        let Started { task, advertised } = started
             .map_err(|_| Status::internal("the driver failed inside, its log says where"))?
             .map_err(status)?;
         let handle = wire::TaskHandle {
@@ -99,7 +101,7 @@ impl Rpc for Service {
             result: wire::start_task_response::Result::Success.into(),
             driver_error_msg: String::new(),
             handle: Some(handle),
-            network_override: None,
+            network_override: advertised.map(network_override),
         }))
     }
 
@@ -247,6 +249,19 @@ impl Rpc for Service {
         Err(Status::unimplemented(
             "this driver makes no network for an allocation",
         ))
+    }
+}
+
+/// What Nomad keeps of a VM's address for as long as the task lives.
+fn network_override(advertised: Advertised) -> wire::NetworkOverride {
+    wire::NetworkOverride {
+        port_map: advertised
+            .ports
+            .into_iter()
+            .map(|(label, port)| (label, port.into()))
+            .collect(),
+        addr: advertised.address,
+        auto_advertise: advertised.by_default,
     }
 }
 

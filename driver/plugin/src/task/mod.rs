@@ -1,8 +1,8 @@
 //! What happens to a task, in which order?
 //!
 //! `start`, `stop` and `recover` are what Nomad asks for; `reap` comes back to what Nomad doesn't ask for any more; `follow`
-//! makes a VM known and waits for its end; `undo` takes back what a start did, newest first; `shim` is the connection to
-//! the task's shim; `registry` knows the tasks of this process.
+//! makes a VM known and waits for its end; `undo` takes back what a start did, newest first; `network` has the VM's interfaces
+//! made, and keeps in touch with netd; `shim` is the connection to the task's shim; `registry` knows the tasks of this process.
 
 pub(crate) mod start;
 pub(crate) mod stop;
@@ -14,6 +14,7 @@ pub(crate) mod undo;
 
 pub(crate) mod ask;
 pub(crate) mod events;
+pub(crate) mod network;
 pub(crate) mod registry;
 pub(crate) mod shim;
 

@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use steppe_points::reach;
 use steppe_vm::control::{Request, State};
 use steppe_vm::exit::{Cause, Reason, WaitStatus};
+use steppe_vm::interface::{Advertised, Interface, advertised};
 use steppe_vm::lease::Lease;
 use steppe_vm::plan::Isolation;
 use steppe_vm::record::{Header, RECORD_VERSION, Record, Step, task_key};
@@ -21,11 +22,12 @@ use steppe_vm::{Vm, memory};
 
 use super::shim::{Command, Shim, View};
 use super::undo::{self, Undo, undo_of};
-use super::{Ended, Failure, Order, Task, blocking, follow};
+use super::{Ended, Failure, Order, Task, blocking, follow, network};
 use crate::config::{self, Hardening};
 use crate::host::cgroup::{self, Groups, Share};
 use crate::host::files::{self, Places, Roots};
 use crate::host::fingerprint::{self, SHIM_OF_OTHERS, lacks};
+use crate::host::netd;
 use crate::host::records::{self, RecordFile};
 use crate::host::state_dir::{StateDir, make_private};
 use crate::host::{chain, isolation, kvm, memory as host_memory, uids, unix_ns};
@@ -44,8 +46,16 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Name of the launch plan in a task's directory.
 const PLAN: &str = "plan.json";
 
+/// A VM that runs.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) task: Arc<Task>,
+    /// The address that services may register.
+    pub(crate) advertised: Option<Advertised>,
+}
+
 /// Starts the VM of a task.
-pub(crate) async fn start(driver: &Arc<Driver>, order: Order) -> Result<Arc<Task>, Failure> {
+pub(crate) async fn start(driver: &Arc<Driver>, order: Order) -> Result<Started, Failure> {
     // One at a time for each task of an allocation, whatever its id.
     let gate = driver.tasks.gate(&order.alloc_id, &order.task_name);
     let _turn = gate.lock().await;
@@ -57,15 +67,20 @@ pub(crate) async fn start(driver: &Arc<Driver>, order: Order) -> Result<Arc<Task
     started
 }
 
-async fn start_in_turn(driver: &Arc<Driver>, order: &Arc<Order>) -> Result<Arc<Task>, Failure> {
+async fn start_in_turn(driver: &Arc<Driver>, order: &Arc<Order>) -> Result<Started, Failure> {
     let instance = driver.instance()?;
-    let prepared = {
+    let netd = match instance.options.netd {
+        Some(_) => driver.networks.first_view().await,
+        None => netd::View::default(),
+    };
+    let mut prepared = {
         let (driver, order) = (Arc::clone(driver), Arc::clone(order));
-        blocking(move || prepare(&driver, &instance, &order)).await?
+        blocking(move || prepare(&driver, &instance, &order, &netd)).await?
     };
     let undo = Arc::clone(&prepared.undo);
+    let advertised = prepared.advertised.take();
     match launch(driver, order, prepared).await {
-        Ok(task) => Ok(task),
+        Ok(task) => Ok(Started { task, advertised }),
         Err(failure) => {
             let taken_back = blocking(move || Ok(take_back(&undo, failure))).await;
             Err(taken_back.unwrap_or_else(|failure| failure))
@@ -92,6 +107,7 @@ struct Prepared {
     program: PathBuf,
     shim: ShimStart,
     notices: Vec<String>,
+    advertised: Option<Advertised>,
     /// What the start waits for.
     ready: Option<Ready>,
     /// An empty network namespace.
@@ -134,14 +150,20 @@ impl Logs {
 }
 
 /// Checks everything, then does every step up to the shim's start.
-fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<Prepared, Failure> {
+fn prepare(
+    driver: &Arc<Driver>,
+    instance: &Instance,
+    order: &Order,
+    netd: &netd::View,
+) -> Result<Prepared, Failure> {
     let state = instance.state().map_err(|error| Failure::retryable(&error))?;
     let key = task_key(&order.alloc_id, &order.task_id);
     let undo = Arc::new(undo_of(instance, &state, &key));
     let logs = take_back_earlier(driver, instance, &state, order, &key)?;
 
     let spec = config::task(&order.config).map_err(|error| Failure::denied(&error))?;
-    let checked = steppe_vm::spec::check(&spec, &order.allocated, &instance.offer())
+    network::is_there(netd, &spec, instance)?;
+    let checked = steppe_vm::spec::check(&spec, &order.allocated, &instance.offer(netd.known()))
         .map_err(|error| Failure::denied(&error))?;
     let alloc = &order.alloc_dir;
     let roots = Roots {
@@ -199,13 +221,14 @@ fn prepare(driver: &Arc<Driver>, instance: &Instance, order: &Order) -> Result<P
         ));
     }
     match set_up(instance, order, &undo, &key, &machine, &mut record, &mut notices) {
-        Ok(shim) => Ok(Prepared {
+        Ok((shim, interfaces)) => Ok(Prepared {
             header,
             record,
             program,
             shim,
             undo,
             notices,
+            advertised: advertised(&checked.vm, &interfaces),
             ready: checked.vm.ready.clone(),
             network: able.network,
             _logs: logs,
@@ -290,7 +313,7 @@ fn set_up(
     machine: &Machine<'_>,
     record: &mut RecordFile,
     notices: &mut Vec<String>,
-) -> Result<ShimStart, Failure> {
+) -> Result<(ShimStart, Vec<Interface>), Failure> {
     reach("start.uids.before", key);
     let (uid, supervisor_uid) = lease(instance, order, undo, record)?;
     reach("start.uids.after", key);
@@ -303,6 +326,18 @@ fn set_up(
     make_private(&path)
         .map_err(|error| Failure::Retryable(format!("run_dir: {} can't be made: {error}", path.display())))?;
     reach("start.run-directory.after", key);
+
+    let interfaces = match &instance.options.netd {
+        Some(socket) if machine.vm.taps().next().is_some() => {
+            network::attach(socket, undo, machine.vm, uid, record)?
+        }
+        _ => Vec::new(),
+    };
+    notices.extend(
+        interfaces
+            .iter()
+            .map(|interface| format!("Network {}", interface.sentence())),
+    );
 
     let groups = cgroup::groups(&order.cgroup, &order.alloc_id, &order.task_name);
     if !groups.leaves.is_empty() {
@@ -342,6 +377,8 @@ fn set_up(
         gid,
         isolation: Some(machine.isolation.clone()),
         file_bytes: Some(machine.places.file_bytes),
+        archive: (!interfaces.is_empty()).then(|| network::place_of_archive(undo)),
+        interfaces: &interfaces,
         place: &|file| machine.places.of(file),
     };
     let plan = steppe_qemu::render(machine.vm, &site);
@@ -356,12 +393,13 @@ fn set_up(
         .shim_log()
         .map_err(|error| written(Path::new("the shim's log"), error))?;
     reach("start.plan.after", key);
-    Ok(ShimStart {
+    let shim = ShimStart {
         uid: supervisor_uid,
         groups,
         log,
         lock,
-    })
+    };
+    Ok((shim, interfaces))
 }
 
 /// Leases user ids: QEMU's and the supervisor's.

@@ -10,13 +10,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
+use steppe_proto::net::Owner;
 use steppe_vm::lease::Lease;
 use steppe_vm::record::{Record, Step};
 use steppe_vm::undo::{UndoStep, steps};
+use tokio::runtime::Handle;
 
 use super::ask::{AskError, ask};
 use super::shim::Address;
 use crate::host::cgroup::CgroupError;
+use crate::host::netd::{self, NetdError};
 use crate::host::records::{self, RecordFileError};
 use crate::host::state_dir::StateDir;
 use crate::host::uids::LeaseError;
@@ -131,6 +134,10 @@ enum StepError {
     },
     #[error(transparent)]
     Record(#[from] RecordFileError),
+    #[error(transparent)]
+    Netd(#[from] NetdError),
+    #[error("netd can't be asked")]
+    Runtime(#[from] tokio::runtime::TryCurrentError),
 }
 
 /// The undo of the task with this key.
@@ -160,6 +167,14 @@ impl Undo {
         Address {
             control: self.run_directory.join("control.sock"),
             lock: self.lock(),
+        }
+    }
+
+    /// The owner of its network interfaces.
+    pub(crate) fn netd_owner(&self) -> Owner {
+        Owner {
+            instance: self.instance.clone(),
+            id: self.key(),
         }
     }
 
@@ -268,25 +283,21 @@ impl Undo {
             None => true,
         };
         let mut failed = Vec::new();
-        // Whether processes of the VM may still live: then nothing is given back that they use.
-        let mut lives = false;
+        let mut not_done: Vec<UndoStep> = Vec::new();
         for step in steps(record.as_ref(), this_boot) {
-            let skip = match &step {
-                UndoStep::RemoveRecord => !failed.is_empty(),
-                step => lives && !step.ends_processes(),
-            };
-            if skip {
+            if not_done.iter().any(|failed| step.waits_for(failed)) {
                 continue;
             }
             self.reach(&format!("{}.before", step.name()));
-            if let Err(error) = here.take(&step) {
-                lives |= step.ends_processes();
+            let taken = here.take(&step);
+            self.reach(&format!("{}.after", step.name()));
+            if let Err(error) = taken {
                 failed.push(Failed {
                     what: step.name(),
                     reason: chain(&error),
                 });
+                not_done.push(step);
             }
-            self.reach(&format!("{}.after", step.name()));
         }
         let Some(last) = failed.last() else {
             return Ok(());
@@ -314,6 +325,9 @@ impl Undo {
                 }
             }
             UndoStep::RemoveCgroups { leaves } => cgroup::remove(leaves)?,
+            UndoStep::DetachNetwork { socket } => {
+                Handle::try_current()?.block_on(netd::detach(socket, self.netd_owner()))?;
+            }
             UndoStep::RemoveRunDirectory { path } => match std::fs::remove_dir_all(path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(StepError::Remove {
@@ -624,6 +638,31 @@ mod tests {
         std::fs::remove_dir(host.leaves[0].join("somebody")).unwrap();
         host.undo.run().unwrap();
         assert!(!host.undo.directory.exists());
+    }
+
+    #[tokio::test]
+    async fn while_netd_is_away_its_interfaces_keep_their_user() {
+        let host = host(2);
+        let socket = host.undo.directory.join("no.sock");
+        host.undo.note(&Step::Network {
+            socket: socket.clone(),
+        });
+        let undo = host.undo.clone();
+        let error = tokio::task::spawn_blocking(move || undo.run()).await.unwrap();
+        let error = error.unwrap_err().to_string();
+        let wanted = format!("detach-network: netd at {} does not answer", socket.display());
+        assert!(error.contains(&wanted), "{error}");
+        let record = records::read(&host.undo.directory).unwrap().unwrap();
+        assert_eq!(
+            record.last_failure().map(|(what, _)| what),
+            Some("detach-network")
+        );
+        assert!(
+            host.undo.leases.join("100000").is_symlink()
+                && host.undo.leases.join("nomad-100007").is_symlink()
+        );
+        // Nothing else waits for it.
+        assert!(!host.undo.run_directory.exists());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::vm::{Forward, Protocol, TapRequest};
 
 fn host() -> Host {
     Host {
@@ -11,6 +12,14 @@ fn host() -> Host {
         tsc_khz: 2_500_000,
         user_network: true,
         workload_uids: 80_000..=89_999,
+        networks: Some(
+            [("tenant-a", "vlan"), ("lab", "vlan-aware"), ("default", "nat")]
+                .map(|(name, kind)| KnownNetwork {
+                    name: name.into(),
+                    kind: kind.into(),
+                })
+                .into(),
+        ),
     }
 }
 
@@ -23,6 +32,14 @@ fn allocated() -> Allocated {
             guest_port: 80,
             host_ip: "127.0.0.1".into(),
         }],
+        whose: Whose {
+            namespace: "default".into(),
+            job: "web".into(),
+            group: "front".into(),
+            task: "vm".into(),
+            alloc_id: "b2f8c3d4".into(),
+            index: Some(3),
+        },
         ..Allocated::default()
     }
 }
@@ -47,7 +64,25 @@ fn user(ports: &[&str]) -> NetworkSpec {
     NetworkSpec {
         name: "user".into(),
         ports: ports.iter().map(|port| (*port).to_owned()).collect(),
-        port_map: BTreeMap::new(),
+        ..NetworkSpec::default()
+    }
+}
+
+fn on(name: &str) -> NetworkSpec {
+    NetworkSpec {
+        name: name.into(),
+        ..NetworkSpec::default()
+    }
+}
+
+fn with(networks: Vec<NetworkSpec>) -> Spec {
+    Spec { networks, ..spec() }
+}
+
+fn user_forwards(vm: &Vm) -> &[Forward] {
+    match &vm.nics[0] {
+        Nic::User { forwards } => forwards,
+        Nic::Tap(tap) => panic!("{tap:?}"),
     }
 }
 
@@ -217,7 +252,7 @@ fn ports_lead_into_the_guest() {
         networks: vec![user(&["http"])],
         ..spec()
     });
-    let Nic::User { forwards } = &one.nics[0];
+    let forwards = user_forwards(&one);
     assert_eq!(forwards[0].host, "127.0.0.1:23456".parse().unwrap());
     assert_eq!(
         (forwards[0].guest_port, forwards[0].protocol),
@@ -228,8 +263,7 @@ fn ports_lead_into_the_guest() {
         networks: vec![user(&["http", "http/udp"])],
         ..spec()
     });
-    let Nic::User { forwards } = &both.nics[0];
-    assert_eq!(forwards.len(), 2);
+    assert_eq!(user_forwards(&both).len(), 2);
 
     assert_eq!(
         sentence(&Spec {
@@ -240,12 +274,8 @@ fn ports_lead_into_the_guest() {
     );
     let mut mapped = user(&["http"]);
     mapped.port_map.insert("http".into(), 8080);
-    let Nic::User { forwards } = &vm(&Spec {
-        networks: vec![mapped.clone()],
-        ..spec()
-    })
-    .nics[0];
-    assert_eq!(forwards[0].guest_port, 8080);
+    let changed = vm(&with(vec![mapped.clone()]));
+    assert_eq!(user_forwards(&changed)[0].guest_port, 8080);
     mapped.port_map.insert("http".into(), 70_000);
     assert!(
         sentence(&Spec {
@@ -280,33 +310,245 @@ fn ports_lead_into_the_guest() {
 
 #[test]
 fn networks_need_their_owner() {
-    let tenant = NetworkSpec {
-        name: "tenant-a".into(),
-        ..NetworkSpec::default()
-    };
-    assert!(
-        sentence(&Spec {
-            networks: vec![tenant],
-            ..spec()
-        })
-        .contains("\"tenant-a\" is not known")
+    assert_eq!(
+        sentence(&with(vec![on("tenant-b")])),
+        "network \"tenant-b\" is not known on this node: known are default, lab, tenant-a, user"
     );
-    assert!(
-        sentence(&Spec {
-            networks: vec![user(&[]), user(&[])],
-            ..spec()
-        })
-        .contains("given twice")
-    );
+    assert!(sentence(&with(vec![user(&[]), user(&[])])).starts_with("network \"user\" is given twice"));
+    let refused = |host: Host, asked: &Spec| check(asked, &allocated(), &host).unwrap_err().to_string();
     let off = Host {
         user_network: false,
         ..host()
     };
-    let asked = Spec {
-        networks: vec![user(&[])],
-        ..spec()
+    assert_eq!(
+        refused(off.clone(), &with(vec![user(&[])])),
+        "network \"user\" is not allowed on this node: the plugin option user_network is false"
+    );
+    let none = Host {
+        networks: Some(Vec::new()),
+        ..off
     };
-    assert_eq!(check(&asked, &allocated(), &off), Err(SpecError::UserNetwork));
+    assert!(refused(none, &with(vec![on("a")])).ends_with("netd has no network"));
+    let without_netd = Host {
+        networks: None,
+        ..host()
+    };
+    assert_eq!(
+        refused(without_netd, &with(vec![on("tenant-a")])),
+        "network \"tenant-a\" is not known on this node: the only network is \"user\", because the plugin option netd is empty"
+    );
+}
+
+fn tap(network: NetworkSpec) -> TapRequest {
+    let vm = vm(&with(vec![network]));
+    let taps: Vec<_> = vm.taps().cloned().collect();
+    taps[0].clone()
+}
+
+#[test]
+fn an_interface_of_netds_has_its_defaults_and_its_keys() {
+    let plain = TapRequest {
+        network: "tenant-a".into(),
+        ..TapRequest::default()
+    };
+    assert_eq!(tap(on("tenant-a")), plain);
+    let all = tap(NetworkSpec {
+        ipv4: Some("none".into()),
+        trunk: vec!["100-120".into(), "200".into()],
+        mtu: Some(1400),
+        port_map: [("ssh".to_owned(), 22)].into(),
+        ..on("lab")
+    });
+    assert_eq!(
+        (
+            all.ipv4.as_str(),
+            all.vlan,
+            all.trunk.len(),
+            all.mtu,
+            all.port_map["ssh"]
+        ),
+        ("none", 0, 2, 1400, 22)
+    );
+    let access = tap(NetworkSpec {
+        vlan: Some(4094),
+        ..on("lab")
+    });
+    assert_eq!((access.vlan, access.trunk.len()), (4094, 0));
+    let nat = tap(NetworkSpec {
+        ports: vec!["http".into()],
+        ..on("default")
+    });
+    assert_eq!(
+        (nat.forwards[0].guest_port, nat.forwards[0].host.port()),
+        (80, 23_456)
+    );
+}
+
+type Change = fn(&mut NetworkSpec);
+
+#[test]
+fn keys_that_do_not_go_with_their_network_are_refused() {
+    let refused = |change: Change, network: &str| {
+        let mut asked = on(network);
+        change(&mut asked);
+        sentence(&with(vec![asked]))
+    };
+    let table: [(&str, Change, &str); 20] = [
+        (
+            "user",
+            |n| n.ipv4 = Some("auto".into()),
+            "user-mode network does not have",
+        ),
+        ("user", |n| n.vlan = Some(1), "\"user\": vlan is given"),
+        ("user", |n| n.trunk = vec!["1".into()], "\"user\": trunk is given"),
+        ("user", |n| n.mtu = Some(1400), "\"user\": mtu is given"),
+        (
+            "tenant-a",
+            |n| n.vlan = Some(1),
+            "vlan is given, which a vlan network does not have",
+        ),
+        (
+            "default",
+            |n| n.trunk = vec!["1".into()],
+            "trunk is given, which a nat network",
+        ),
+        (
+            "tenant-a",
+            |n| n.ports = vec!["http".into()],
+            "an address of its own",
+        ),
+        (
+            "tenant-a",
+            |n| n.port_map = [("x".to_owned(), 0)].into(),
+            "\"x\" leads to guest port 0",
+        ),
+        (
+            "default",
+            |n| n.port_map = [("x".to_owned(), 1)].into(),
+            "not in ports",
+        ),
+        (
+            "default",
+            |n| n.ports = vec!["http/sctp".into()],
+            "\"default\": ports = \"http/sctp\"",
+        ),
+        ("lab", |n| n.vlan = Some(0), "vlan = \"0\" is no VLAN"),
+        ("lab", |n| n.vlan = Some(4095), "use 1 to 4094"),
+        ("lab", |n| n.vlan = Some(-1), "vlan = \"-1\""),
+        (
+            "lab",
+            |n| n.trunk = vec!["1".into(), "9-7".into()],
+            "trunk = \"9-7\"",
+        ),
+        ("tenant-a", |n| n.mtu = Some(67), "mtu = 67"),
+        ("tenant-a", |n| n.mtu = Some(1 << 32), "outside 68 to 65535"),
+        (
+            "tenant-a",
+            |n| n.ipv4 = Some("10.1.0.300".into()),
+            "ipv4 = \"10.1.0.300\" is none",
+        ),
+        ("tenant-a", |n| n.ipv4 = Some("10.1.0.5/16".into()), "\"+index\""),
+        ("tenant-a", |n| n.ipv4 = Some("auto+index".into()), "is none"),
+        (
+            "tenant-a",
+            |n| n.ipv4 = Some("255.255.255.254+index".into()),
+            "so far behind it",
+        ),
+    ];
+    for (network, change, wanted) in table {
+        let refused = refused(change, network);
+        assert!(refused.contains(wanted), "{wanted}: {refused}");
+    }
+    let both = NetworkSpec {
+        vlan: Some(5),
+        trunk: vec!["6".into()],
+        ..on("lab")
+    };
+    assert!(sentence(&with(vec![both])).contains("vlan and trunk are both given"));
+}
+
+#[test]
+fn an_index_is_added_to_an_address() {
+    let with_index = |ipv4: &str, index| {
+        let asked = with(vec![NetworkSpec {
+            ipv4: Some(ipv4.into()),
+            ..on("tenant-a")
+        }]);
+        let mut allocated = allocated();
+        allocated.whose.index = index;
+        let asked = Spec {
+            identity: Some("alloc".into()),
+            ..asked
+        };
+        check(&asked, &allocated, &host()).map(|checked| checked.vm.taps().next().unwrap().ipv4.clone())
+    };
+    assert_eq!(with_index("10.1.0.10", None).unwrap(), "10.1.0.10");
+    assert_eq!(with_index("10.1.0.10+index", Some(0)).unwrap(), "10.1.0.10");
+    assert_eq!(with_index("10.1.0.250+index", Some(7)).unwrap(), "10.1.1.1");
+    let unknown = with_index("10.1.0.10+index", None).unwrap_err().to_string();
+    assert!(unknown.contains("index is not known"), "{unknown}");
+}
+
+#[test]
+fn a_vm_has_one_interface_on_each_segment() {
+    let access = |vlan| NetworkSpec {
+        vlan: Some(vlan),
+        ..on("lab")
+    };
+    let trunk = || NetworkSpec {
+        trunk: vec!["7".into()],
+        ..on("lab")
+    };
+    let all = vec![
+        on("lab"),
+        access(1),
+        user(&[]),
+        access(2),
+        trunk(),
+        on("tenant-a"),
+    ];
+    assert_eq!(vm(&with(all)).nics.len(), 6);
+    for (one, other) in [(on("lab"), on("lab")), (access(5), access(5)), (trunk(), trunk())] {
+        let refused = sentence(&with(vec![one, other]));
+        assert!(refused.contains("\"lab\" is given twice"), "{refused}");
+    }
+}
+
+#[test]
+fn an_identity_is_the_jobs_or_the_allocations() {
+    let identity = |word: Option<&str>| Spec {
+        identity: word.map(str::to_owned),
+        ..with(vec![on("tenant-a")])
+    };
+    for word in [None, Some(""), Some("job")] {
+        assert_eq!(vm(&identity(word)).identity, "default/web/front/vm/3");
+    }
+    assert_eq!(vm(&identity(Some("alloc"))).identity, "b2f8c3d4/vm");
+    assert!(sentence(&identity(Some("host"))).contains("identity = \"host\""));
+    let nowhere = Spec {
+        networks: Vec::new(),
+        ..identity(Some("alloc"))
+    };
+    assert_eq!(vm(&nowhere).identity, "");
+    let whose = |change: fn(&mut Whose), word| {
+        let mut allocated = allocated();
+        change(&mut allocated.whose);
+        check(&identity(word), &allocated, &host())
+    };
+    let long = |whose: &mut Whose| whose.group = "g".repeat(255);
+    assert!(
+        whose(long, None)
+            .unwrap_err()
+            .to_string()
+            .contains("shorten a name")
+    );
+    assert!(whose(long, Some("alloc")).is_ok());
+    assert!(
+        whose(|whose| whose.index = None, None)
+            .unwrap_err()
+            .to_string()
+            .contains("index is not known")
+    );
 }
 
 #[test]
@@ -330,12 +572,14 @@ fn the_command_line_is_bounded_and_plain() {
 proptest! {
     /// Whatever the texts are: an answer without a panic, and no control character gets through.
     #[test]
-    fn any_text_is_answered(kernel in ".*", cmdline in ".*", name in ".*", file in ".*", port in ".*") {
+    fn any_text_is_answered(
+        kernel in ".*", cmdline in ".*", name in ".*", file in ".*", port in ".*", ipv4 in ".*", vlans in ".*",
+    ) {
         let asked = Spec {
             kernel,
             cmdline: Some(cmdline),
             disks: vec![DiskSpec { name, file, format: "raw".into(), read_only: true }],
-            networks: vec![user(&[port.as_str()])],
+            networks: vec![NetworkSpec { ipv4: Some(ipv4), trunk: vec![vlans], ..on("lab") }, user(&[port.as_str()])],
             ..Spec::default()
         };
         match check(&asked, &allocated(), &host()) {

@@ -89,7 +89,7 @@ fn judge(client: &Client, input: &str, ended: &Allocation, words: &[&str]) -> Ro
 }
 
 /// The same where somebody else has looked at the host.
-pub(super) fn judge_on(input: &str, ended: &Allocation, words: &[&str], left: Vec<String>) -> Row {
+pub(in crate::checks) fn judge_on(input: &str, ended: &Allocation, words: &[&str], left: Vec<String>) -> Row {
     let refusal = ended
         .events()
         .iter()

@@ -248,11 +248,13 @@ fn is_row_of(world: &World, client: &Client, job: &Job<'_>, state: &str) -> Valu
         TASK,
         &job.id,
         state,
+        // The address that netd gave it.
+        "-",
         &uid.to_string(),
         &qemu.to_string(),
         &vm.shim.to_string(),
     ];
-    assert_eq!(cells[..7], wanted, "{table}");
+    assert_eq!(cells[..8], wanted, "{table}");
 
     let value = page_json(world, &client.state_dir(), &["list"]);
     let rows = value["tasks"].as_array().expect("it is a list");
@@ -262,12 +264,13 @@ fn is_row_of(world: &World, client: &Client, job: &Job<'_>, state: &str) -> Valu
         .expect("it has a row");
     let since = row["since"].as_str().unwrap_or_default();
     assert!(
-        since.ends_with('Z') && since.len() == 24 && since.starts_with(cells[7].trim_end_matches('Z')),
+        since.ends_with('Z') && since.len() == 24 && since.starts_with(cells[8].trim_end_matches('Z')),
         "{row}"
     );
     let wanted = json!({
         "key": vm.key, "alloc_id": job.allocation, "task": TASK, "namespace": "default", "job": job.id,
         "state": state, "cause": null, "uid": uid, "qemu_pid": qemu, "shim_pid": vm.shim, "problem": null,
+        "interfaces": [],
     });
     for (member, value) in wanted.as_object().expect("it is an object") {
         assert_eq!(&row[member], value, "{member}: {row}");
