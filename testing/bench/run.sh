@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# `make bench`: starts a Nomad with our driver and its built-in qemu driver in one client, and measures both.
+# `make bench`: starts a Nomad with our driver and its built-in qemu driver in one client, and measures both; and netd beside
+# CNI's bridge plugin.
 # Started by testing/prepare.sh. Takes about a quarter of an hour on two cores.
 #
 #   STEPPE_BENCH_PAIRS=N  STEPPE_BENCH_VMS=N    fewer pairs of starts, fewer machines at once, for a trial (default 40)
 #   STEPPE_BENCH_IDLE_SECONDS=N                 for how long idle machines are watched (default 60)
-#   STEPPE_BENCH_ONLY="launch crowd"            only these parts of series, launch, crowd, console
+#   STEPPE_BENCH_ONLY="launch crowd"            only these parts of series, launch, crowd, console, netd
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PROGRAM="make bench"
@@ -18,7 +19,14 @@ work=$(mktemp -d /tmp/steppe-bench.XXX)
 AGENTS=$work/a
 . testing/demo/lib.sh
 [ "$(id -u)" = 0 ] || fail "Nomad's client needs root: run it as root"
+# netd and CNI work in network namespaces whose names begin so.
+export STEPPE_BENCH_SPACES=steppe-bench-$$
 finish() {
+    for space in $(ip netns list | grep -o "^$STEPPE_BENCH_SPACES-[a-z0-9]*"); do
+        # shellcheck disable=SC2046 # a list of numbers
+        kill $(ip netns pids "$space") 2>/dev/null || true
+        ip netns del "$space" || true
+    done
     (agents_remove) || true
     rm -rf "$work"
 }

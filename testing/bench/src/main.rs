@@ -1,10 +1,12 @@
 //! Are the promised figures held, measured beside Nomad's built-in qemu driver in one run?
 //!
 //! `run.sh` starts the agents and calls this program. The order: an A/A run (ours against ours) for the spread, pairs of
-//! ours and the built-in one, stops, the launch by itself, many machines at once, the console. Everything is told as one line
-//! per figure and written to `target/bench.json`.
+//! ours and the built-in one, stops, the launch by itself, many machines at once, the console, and netd beside CNI.
+//! Everything is told as one line per figure and written to `target/bench.json`.
 
 mod series;
+
+mod network;
 
 mod console;
 mod crowd;
@@ -76,7 +78,7 @@ fn count(name: &str, default: usize) -> usize {
 
 /// What is measured, in this order, and each by its name.
 type Part = fn(&Bench, &mut figures::Report) -> Result<(), BenchError>;
-const PARTS: [(&str, Part); 4] = [
+const PARTS: [(&str, Part); 5] = [
     ("series", |bench, report| {
         series::measure(bench, count("STEPPE_BENCH_PAIRS", 40), report)
     }),
@@ -90,6 +92,7 @@ const PARTS: [(&str, Part); 4] = [
     ("console", |bench, report| {
         console::measure(bench, count("STEPPE_BENCH_BYTES", 400), report)
     }),
+    ("netd", network::measure),
 ];
 
 fn run() -> Result<(), BenchError> {
