@@ -16,8 +16,12 @@ use super::daemon::{Daemon, attach, detach};
 use super::space::Space;
 use super::steps::{Bridge, config};
 
-/// Pairs of an attach with an attach, for the spread.
-const SAME_PAIRS: usize = 10;
+/// So many come one after the other before it is the other's turn: as many as a job of that count brings. The first of them
+/// finds caches that the other used.
+const BURST: usize = 10;
+
+/// Pairs of bursts of ours with ours, for the spread.
+const SAME_PAIRS: usize = 2;
 
 /// Requests under way at a time, where many are, and plugins that run at a time.
 const AT_ONCE: usize = 8;
@@ -27,6 +31,9 @@ const AT_ONCE: usize = 8;
 const ROUNDS: usize = 6;
 const MACHINES: usize = 640;
 const CONTAINERS: usize = 24;
+
+/// Attaches alone, in each round, beside those while others are detached.
+const ALONE: usize = 10;
 
 /// Machines that are detached while others are attached.
 const VICTIMS: usize = 200;
@@ -63,7 +70,7 @@ pub(super) fn measure(pairs: usize, report: &mut Report) -> Result<(), BenchErro
     runtime.block_on(async {
         let mut field = Field::new().await?;
         one_by_one(&mut field, pairs, report).await?;
-        at_once(&mut field, report).await?;
+        rates(&mut field, report).await?;
         beside_deletes(&mut field, report).await?;
         a_thousand(&mut field, report).await
     })
@@ -96,109 +103,147 @@ impl Field {
         }
     }
 
-    /// One machine comes and goes; how long it took to come.
-    async fn round(&mut self, id: &str) -> Result<f64, BenchError> {
-        let (tap, took) = self.daemon.attach(id).await?;
-        detach(&mut self.daemon.client, id).await?;
-        self.daemon.gone(&BTreeSet::from([tap])).await?;
-        Ok(ms(took))
+    /// Machines come one after the other, and go; how long each took to come.
+    async fn burst(&mut self, name: &str) -> Result<Vec<f64>, BenchError> {
+        let (mut taps, mut took) = (BTreeSet::new(), Vec::new());
+        for id in ids(name) {
+            let (tap, time) = self.daemon.attach(&id).await?;
+            taps.insert(tap);
+            took.push(ms(time));
+        }
+        for id in ids(name) {
+            detach(&mut self.daemon.client, &id).await?;
+        }
+        self.daemon.gone(&taps).await?;
+        Ok(took)
+    }
+
+    /// The same of containers.
+    fn burst_of_cni(&self) -> Result<Vec<f64>, BenchError> {
+        let containers = || (0..BURST).map(|number| self.container(number));
+        let took = containers().map(|container| container.add().map(ms));
+        let took: Vec<f64> = took.collect::<Result<_, _>>()?;
+        containers().try_for_each(|container| container.del().map(drop))?;
+        Ok(took)
     }
 }
 
-/// One attach at a time, beside the plugin's ADD and the steps alone.
+/// Names of the machines of a burst.
+fn ids(name: &str) -> Vec<String> {
+    (0..BURST).map(|number| format!("{name}-{number}")).collect()
+}
+
+/// What attaching takes, in times of one attach each.
+#[derive(Debug, Default)]
+struct Attaches {
+    whole: Samples,
+    links: Samples,
+    filter: Samples,
+    asking: Samples,
+    bare: Samples,
+    cni: Samples,
+}
+
+impl Attaches {
+    /// A burst of ours: as a driver asks for it, and its steps without a daemon.
+    async fn ours(&mut self, field: &mut Field, bridge: &mut Bridge, name: &str) -> Result<(), BenchError> {
+        field
+            .burst(name)
+            .await?
+            .into_iter()
+            .for_each(|took| self.whole.push(took));
+        field.bare.enter()?;
+        let parts = bridge.burst(&ids(name));
+        field.host.enter()?;
+        for part in parts? {
+            let asked = field.daemon.version().await?;
+            self.filter.push(ms(part.filter));
+            self.links.push(ms(part.links));
+            self.asking.push(ms(asked));
+            self.bare.push(ms(part.links + asked));
+        }
+        Ok(())
+    }
+
+    fn theirs(&mut self, field: &Field) -> Result<(), BenchError> {
+        field
+            .burst_of_cni()?
+            .into_iter()
+            .for_each(|took| self.cni.push(took));
+        Ok(())
+    }
+}
+
+/// Attaches one after the other, beside the plugin's ADD and the steps alone.
 async fn one_by_one(field: &mut Field, pairs: usize, report: &mut Report) -> Result<(), BenchError> {
     field.bare.enter()?;
-    let mut bridge = Bridge::new()?;
+    let bridge = Bridge::new();
     field.host.enter()?;
-    let (mut a, mut b) = (Samples::default(), Samples::default());
-    let (mut whole, mut bare) = (Samples::default(), Samples::default());
-    let (mut filter, mut links, mut asking, mut cni) = (
-        Samples::default(),
-        Samples::default(),
-        Samples::default(),
-        Samples::default(),
-    );
-    for number in 0..3 {
-        // Files come into the page cache, the bridges are there.
-        let _warm = field.round(&format!("warm-{number}")).await?;
-        let container = field.container(number);
-        let _warm = (container.add()?, container.del()?);
-    }
-    for number in 0..SAME_PAIRS.min(pairs) {
-        a.push(field.round(&format!("a-{number}")).await?);
-        b.push(field.round(&format!("b-{number}")).await?);
-    }
-    for number in 0..pairs {
-        let mut ours = async |field: &mut Field| -> Result<(), BenchError> {
-            whole.push(field.round(&format!("pair-{number}")).await?);
-            field.bare.enter()?;
-            let parts = bridge.round(&format!("pair-{number}"))?;
-            field.host.enter()?;
-            let asked = field.daemon.version().await?;
-            filter.push(ms(parts.filter));
-            links.push(ms(parts.links));
-            asking.push(ms(asked));
-            bare.push(ms(parts.links + asked));
-            Ok(())
-        };
-        let mut theirs = |field: &Field| -> Result<(), BenchError> {
-            let container = field.container(number);
-            cni.push(ms(container.add()?));
-            let _took = container.del()?;
-            Ok(())
-        };
-        if number % 2 == 0 {
-            ours(field).await?;
-            theirs(field)?;
-        } else {
-            theirs(field)?;
-            ours(field).await?;
+    let mut bridge = bridge?;
+    let (mut a, mut b, mut all) = (Samples::default(), Samples::default(), Attaches::default());
+    // Files come into the page cache, the bridges are there.
+    let _warm = (field.burst("warm").await?, field.burst_of_cni()?);
+    for number in 0..SAME_PAIRS {
+        for (name, samples) in [("a", &mut a), ("b", &mut b)] {
+            let took = field.burst(&format!("{name}-{number}")).await?;
+            took.into_iter().for_each(|took| samples.push(took));
         }
     }
-    let spread = apart(&a, &b).max(whole.spread());
-    let both = spread + cni.spread();
+    for number in 0..pairs.div_ceil(BURST).max(2) {
+        let name = format!("pair-{number}");
+        if number % 2 == 0 {
+            all.ours(field, &mut bridge, &name).await?;
+            all.theirs(field)?;
+        } else {
+            all.theirs(field)?;
+            all.ours(field, &mut bridge, &name).await?;
+        }
+    }
+    let same = apart(&a, &b);
     report.add(
         "netd: attach, with its filter",
-        whole.median(),
+        all.whole.median(),
         "ms",
         None,
-        spread,
+        all.whole.spread().max(same),
     );
     for (name, part) in [
-        ("netd: links of an attach", &links),
-        ("netd: filter of an attach", &filter),
-        ("netd: a request that does nothing", &asking),
-        ("CNI bridge plugin: ADD", &cni),
+        ("netd: links of an attach", &all.links),
+        ("netd: filter of an attach", &all.filter),
+        ("netd: a request that does nothing", &all.asking),
+        ("CNI bridge plugin: ADD", &all.cni),
     ] {
         report.add(name, part.median(), "ms", None, part.spread());
     }
-    report.add(
-        "netd: attach without filter, ratio to CNI's ADD",
-        bare.median() / cni.median(),
-        "",
-        Some(0.1),
-        bare.spread().max(apart(&a, &b)) + cni.spread(),
-    );
-    report.add(
-        "netd: attach with its filter, ratio to CNI's ADD",
-        whole.median() / cni.median(),
-        "",
-        Some(0.2),
-        both,
-    );
+    for (name, samples, goal) in [
+        ("netd: attach without filter, ratio to CNI's ADD", &all.bare, 0.1),
+        (
+            "netd: attach with its filter, ratio to CNI's ADD",
+            &all.whole,
+            0.2,
+        ),
+    ] {
+        report.add(
+            name,
+            samples.median() / all.cni.median(),
+            "",
+            Some(goal),
+            samples.spread().max(same) + all.cni.spread(),
+        );
+    }
     Ok(())
 }
 
-/// Attaches and detaches this many machines, some at a time; until the last link is gone.
-async fn churn(field: &mut Field, round: usize) -> Result<Duration, BenchError> {
+/// Attaches and detaches this many machines, so many at a time; until the last link is gone.
+async fn churn(field: &mut Field, round: usize, at_once: usize) -> Result<Duration, BenchError> {
     let began = Instant::now();
     let mut workers = JoinSet::new();
-    for worker in 0..AT_ONCE {
+    for worker in 0..at_once {
         let mut client = field.daemon.client.clone();
         workers.spawn(async move {
             let mut taps = BTreeSet::new();
-            for number in 0..MACHINES / AT_ONCE {
-                let id = format!("churn-{round}-{worker}-{number}");
+            for number in 0..MACHINES / at_once {
+                let id = format!("churn-{at_once}-{round}-{worker}-{number}");
                 let (tap, _) = attach(&mut client, &id).await?;
                 detach(&mut client, &id).await?;
                 taps.insert(tap);
@@ -216,14 +261,14 @@ async fn churn(field: &mut Field, round: usize) -> Result<Duration, BenchError> 
 }
 
 /// The same of containers, with as many plugins at a time. DEL returns when the link is gone.
-fn churn_of_cni(field: &Field) -> Result<Duration, BenchError> {
+fn churn_of_cni(field: &Field, at_once: usize) -> Result<Duration, BenchError> {
     let began = Instant::now();
     // Threads begin in the namespace of the one that starts them.
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..AT_ONCE)
+        let workers: Vec<_> = (0..at_once)
             .map(|worker| {
                 scope.spawn(move || -> Result<(), BenchError> {
-                    for number in 0..CONTAINERS / AT_ONCE {
+                    for number in 0..CONTAINERS / at_once {
                         let container = field.container(worker * CONTAINERS + number);
                         let _took = (container.add()?, container.del()?);
                     }
@@ -236,25 +281,44 @@ fn churn_of_cni(field: &Field) -> Result<Duration, BenchError> {
     Ok(began.elapsed())
 }
 
-async fn at_once(field: &mut Field, report: &mut Report) -> Result<(), BenchError> {
-    let (mut ours, mut theirs) = (Samples::default(), Samples::default());
-    for round in 0..ROUNDS {
-        ours.push(ms(churn(field, round).await?) / MACHINES as f64);
-        theirs.push(ms(churn_of_cni(field)?) / CONTAINERS as f64);
-    }
-    for (name, samples) in [
-        ("netd: attach and detach, of many, until the link is gone", &ours),
-        ("CNI bridge plugin: ADD and DEL, of many", &theirs),
+/// Rates, one at a time on both sides, and many at a time on both sides.
+async fn rates(field: &mut Field, report: &mut Report) -> Result<(), BenchError> {
+    for (at_once, names, goal) in [
+        (
+            1,
+            [
+                "netd: attach and detach, until the link is gone",
+                "CNI bridge plugin: ADD and DEL",
+                "netd: attach and detach, ratio to CNI's ADD and DEL",
+            ],
+            Some(0.1),
+        ),
+        (
+            AT_ONCE,
+            [
+                "netd: attach and detach, 8 at a time",
+                "CNI bridge plugin: ADD and DEL, 8 at a time",
+                "netd: attach and detach, 8 at a time, ratio to CNI's",
+            ],
+            None,
+        ),
     ] {
-        report.add(name, samples.median(), "ms", None, samples.spread());
+        let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+        for round in 0..ROUNDS {
+            ours.push(ms(churn(field, round, at_once).await?) / MACHINES as f64);
+            theirs.push(ms(churn_of_cni(field, at_once)?) / CONTAINERS as f64);
+        }
+        let [our_name, their_name, ratio] = names;
+        report.add(our_name, ours.median(), "ms", None, ours.spread());
+        report.add(their_name, theirs.median(), "ms", None, theirs.spread());
+        report.add(
+            ratio,
+            ours.median() / theirs.median(),
+            "",
+            goal,
+            ours.spread() + theirs.spread(),
+        );
     }
-    report.add(
-        "netd: attach and detach, of many, ratio to CNI's ADD and DEL",
-        ours.median() / theirs.median(),
-        "",
-        Some(0.1),
-        ours.spread() + theirs.spread(),
-    );
     Ok(())
 }
 
@@ -269,7 +333,7 @@ async fn beside_deletes(field: &mut Field, report: &mut Report) -> Result<(), Be
             victims.push((id, tap));
         }
         let mut came = Vec::new();
-        for number in 0..SAME_PAIRS {
+        for number in 0..ALONE {
             let id = format!("alone-{round}-{number}");
             let (tap, took) = field.daemon.attach(&id).await?;
             alone.push(ms(took));
@@ -319,7 +383,7 @@ async fn beside_deletes(field: &mut Field, report: &mut Report) -> Result<(), Be
 /// A thousand interfaces: what netd needs of memory, and how fast they go.
 async fn a_thousand(field: &mut Field, report: &mut Report) -> Result<(), BenchError> {
     let (mut memory, mut together) = (Samples::default(), Samples::default());
-    for round in 0..3 {
+    for round in 0..ROUNDS {
         let machines = a_thousand_attached(field, round).await?;
         memory.push(field.daemon.resident_mib());
         let taps = machines.iter().map(|(_, tap)| tap.clone()).collect();
@@ -338,7 +402,7 @@ async fn a_thousand(field: &mut Field, report: &mut Report) -> Result<(), BenchE
         field.daemon.gone(&taps).await?;
         together.push(ms(began.elapsed()));
     }
-    let machines = a_thousand_attached(field, 3).await?;
+    let machines = a_thousand_attached(field, ROUNDS).await?;
     // The daemon would see that links of its own vanish.
     field.daemon.stop()?;
     let config = config()?;

@@ -84,23 +84,28 @@ impl Bridge {
         })
     }
 
-    /// An attach, and its end.
-    pub(super) fn round(&mut self, id: &str) -> Result<Parts, BenchError> {
-        let new = decided(&self.config, &self.observed, &[], id)?;
-        let none = std::iter::empty::<&Attachment>;
-        let mut parts = Parts {
-            filter: Duration::ZERO,
-            links: Duration::ZERO,
-        };
-        for action in attach(&self.config, &self.observed, none(), &new) {
-            let began = Instant::now();
-            self.hands.apply(&action).map_err(failed)?;
-            match action {
-                Action::Filter { .. } => parts.filter += began.elapsed(),
-                _ => parts.links += began.elapsed(),
+    /// Attaches these machines one after the other, what each took, and takes all of them back.
+    pub(super) fn burst(&mut self, ids: &[String]) -> Result<Vec<Parts>, BenchError> {
+        let mut all: Vec<Attachment> = Vec::new();
+        let mut parts = Vec::new();
+        for id in ids {
+            let new = decided(&self.config, &self.observed, &all, id)?;
+            let mut part = Parts {
+                filter: Duration::ZERO,
+                links: Duration::ZERO,
+            };
+            for action in attach(&self.config, &self.observed, all.iter(), &new) {
+                let began = Instant::now();
+                self.hands.apply(&action).map_err(failed)?;
+                match action {
+                    Action::Filter { .. } => part.filter += began.elapsed(),
+                    _ => part.links += began.elapsed(),
+                }
             }
+            parts.push(part);
+            all.extend(new);
         }
-        for action in detach(&self.config, none(), &new) {
+        for action in detach(&self.config, std::iter::empty(), &all) {
             self.hands.apply(&action).map_err(failed)?;
         }
         let observed = observe::all(&mut self.hands.netlink).map_err(failed)?.observed;
