@@ -140,12 +140,15 @@ impl Hands {
     ///
     /// # Errors
     ///
-    /// It is as it was.
+    /// It is as it was, and the next look at the tables finds that.
     pub(crate) fn declare(&mut self, text: String) -> Result<(), StepError> {
         let before = self.tables.before();
-        self.apply(&Action::Filter { text })?;
-        self.tables.changed(before, true);
-        Ok(())
+        let declared = self.apply(&Action::Filter { text });
+        match declared {
+            Ok(()) => self.tables.changed(before, true),
+            Err(_) => self.tables.doubt(),
+        }
+        declared
     }
 
     /// Whether the links are what actions on them said, as far as those are a tap's.
@@ -214,6 +217,7 @@ impl Hands {
             Action::AddAltname { name, altname } => self.add_altname(name.as_str(), altname),
             Action::RemoveAltname { name, altname } => self.remove_altname(name.as_str(), altname),
             Action::Enslave { name, master } => self.enslave(name, master),
+            Action::Release { name, master } => self.release(name, master),
             Action::AddAddress { name, address } => self.add_address(name.as_str(), *address),
             Action::RemoveAddress { name, address } => self.remove_address(name.as_str(), *address),
             Action::Sysctl { path, value } => sysctl(path, value),
@@ -289,6 +293,7 @@ fn name(action: &Action) -> (&'static str, &str) {
         Action::AddAltname { name, .. } => ("add-altname", name.as_str()),
         Action::RemoveAltname { name, .. } => ("remove-altname", name.as_str()),
         Action::Enslave { name, .. } => ("enslave", name),
+        Action::Release { name, .. } => ("release", name),
         Action::RemoveAddress { name, .. } => ("remove-address", name.as_str()),
         Action::AddAddress { name, .. } => ("add-address", name.as_str()),
         Action::Sysctl { path, .. } => ("sysctl", path),

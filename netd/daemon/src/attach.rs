@@ -155,7 +155,8 @@ impl State {
         let mut new: Vec<Attachment> = Vec::new();
         for request in requests {
             let promised = self.promised().chain(&new);
-            let attachments = netd_plan::decide(&self.config, &self.base, promised, answered, request)?;
+            let attachments = netd_plan::decide(&self.config, &self.base, promised, answered, request)
+                .map_err(|refusal| self.because_retired(request, refusal))?;
             for attachment in &attachments {
                 let known = self.attached.contains_key(&attachment.tap)
                     || new.iter().any(|other| other.tap == attachment.tap);
@@ -173,6 +174,17 @@ impl State {
             decided.push(attachments);
         }
         Ok((decided, new))
+    }
+
+    /// Of a network that its bridge alone tells of, nobody knows the pool.
+    fn because_retired(&self, request: &Request, refusal: Refusal) -> Refused {
+        let mut names = request.nics.iter().filter_map(|nic| nic.network.parse().ok());
+        match names.find(|name: &NetworkName| self.retired.contains(name)) {
+            Some(name) if refusal.reason == "pool-exhausted" => {
+                Refused::later("unavailable", Self::retired_sentence(&name))
+            }
+            _ => refusal.into(),
+        }
     }
 
     fn answer(&self, decided: &[Vec<Attachment>]) -> Vec<Vec<net::Interface>> {
@@ -247,6 +259,10 @@ impl State {
         }
         for attachment in &job.new {
             self.tell_changed(&attachment.tap);
+            if let Some(question) = self.question(attachment) {
+                self.defender
+                    .add(attachment.tap.clone(), attachment.mac, question);
+            }
         }
         Ok(())
     }
@@ -271,27 +287,26 @@ impl State {
 
     /// What other hosts are to be asked for a job: for each new interface whose network asks, unless that was done.
     fn questions(&self, job: &Job) -> Vec<(LinkName, Question)> {
-        let mut questions = Vec::new();
-        for attachment in &job.new {
-            let address = attachment.ipv4.map(|net| net.addr());
-            let Some(network) = self.config.networks.get(&attachment.network) else {
-                continue;
-            };
-            if network.probe.is_zero() || job.free.contains(&(attachment.tap.clone(), address)) {
-                continue;
-            }
-            let places = self.places(network, &attachment.mode);
-            if !places.is_empty() {
-                let question = Question {
-                    places,
-                    ipv4: address,
-                    link_local: attachment.mac.link_local(),
-                    time: network.probe,
-                };
-                questions.push((attachment.tap.clone(), question));
-            }
+        let key = |new: &Attachment| (new.tap.clone(), new.ipv4.map(|net| net.addr()));
+        let unknown = job.new.iter().filter(|new| !job.free.contains(&key(new)));
+        unknown
+            .filter_map(|new| Some((new.tap.clone(), self.question(new)?)))
+            .collect()
+    }
+
+    /// What other hosts ask and are asked of an attachment, where there are any on its network.
+    fn question(&self, attachment: &Attachment) -> Option<Question> {
+        let network = self.config.networks.get(&attachment.network)?;
+        if network.probe.is_zero() {
+            return None;
         }
-        questions
+        let places = self.places(network, &attachment.mode);
+        (!places.is_empty()).then(|| Question {
+            places,
+            ipv4: attachment.ipv4.map(|net| net.addr()),
+            link_local: attachment.mac.link_local(),
+            time: network.probe,
+        })
     }
 
     /// The links where other hosts of a network are reached, with the tag that frames have there.
@@ -502,6 +517,7 @@ impl State {
         }
         self.run(&actions).map_err(|(_, error)| error)?;
         for attachment in &gone {
+            self.defender.remove(&attachment.tap);
             self.attached.remove(&attachment.tap);
             self.tell_removed(attachment);
         }
@@ -546,10 +562,20 @@ impl State {
             live,
             self.condemned.get(instance).unwrap_or(&none),
         );
-        let mut removed = Vec::new();
+        let (mut removed, mut condemned) = (Vec::new(), synced.condemned);
         for id in &synced.removed {
             let owner = Owner::new(instance, id)?;
-            let taps = self.detach(&owner, false)?;
+            let taps = match self.detach(&owner, false) {
+                Ok(taps) => taps,
+                Err(refused) => {
+                    tracing::warn!(
+                        "the interfaces of {owner} can't be removed yet: {}",
+                        refused.refusal.sentence
+                    );
+                    condemned.insert(id.clone());
+                    continue;
+                }
+            };
             self.counts
                 .collected
                 .inc_by(u64::try_from(taps.len()).unwrap_or_default());
@@ -558,14 +584,14 @@ impl State {
         }
         let response = net::SyncResponse {
             kept: synced.kept,
-            condemned: synced.condemned.iter().cloned().collect(),
+            condemned: condemned.iter().cloned().collect(),
             removed,
             unknown: synced.unknown.into_iter().collect(),
         };
-        if synced.condemned.is_empty() {
+        if condemned.is_empty() {
             self.condemned.remove(instance);
         } else {
-            self.condemned.insert(instance.to_owned(), synced.condemned);
+            self.condemned.insert(instance.to_owned(), condemned);
         }
         Ok(response)
     }

@@ -17,6 +17,7 @@ use crate::observe;
 
 // Numbers of linux/rtnetlink.h and linux/netfilter/nfnetlink.h.
 const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const NFNLGRP_NFTABLES: u32 = 7;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -28,7 +29,7 @@ const BUFFER: usize = 4 << 20;
 const CHANGES_MAX: usize = 256;
 /// How often everything is looked at.
 const PERIOD: Duration = Duration::from_secs(30);
-/// Transactions of nftables are told of together: each of ours is one, too.
+/// Transactions of nftables that follow another one closely are told of together: each of ours is one, too.
 const TABLES_REST: Duration = Duration::from_millis(100);
 
 /// Something happened.
@@ -38,6 +39,8 @@ pub(crate) enum Event {
     Links(Vec<Change>),
     /// To links, and nobody knows what.
     Lost,
+    /// To addresses of the host's links.
+    Addresses,
     /// To tables of nftables, ours or not.
     Tables,
     /// Nothing that is known of; but it is time to look at everything.
@@ -57,6 +60,7 @@ pub(crate) struct Change {
 #[derive(Debug)]
 pub(crate) struct Events {
     links: Socket,
+    addresses: Socket,
     tables: Socket,
 }
 
@@ -65,6 +69,7 @@ impl Events {
     pub(crate) fn open() -> io::Result<Self> {
         Ok(Self {
             links: open(NETLINK_ROUTE, RTNLGRP_LINK)?,
+            addresses: open(NETLINK_ROUTE, RTNLGRP_IPV4_IFADDR)?,
             tables: open(NETLINK_NETFILTER, NFNLGRP_NFTABLES)?,
         })
     }
@@ -73,31 +78,35 @@ impl Events {
     pub(crate) fn listen(self, mut tell: impl FnMut(Event) -> bool) -> io::Result<()> {
         let mut room = vec![0; 32 * 1024];
         let mut period = Instant::now() + PERIOD;
-        // When to tell of tables.
-        let mut due: Option<Instant> = None;
+        // When tables may be told of again, and whether they are to be.
+        let (mut rested, mut due) = (Instant::now(), false);
         loop {
-            let until = due.unwrap_or(period).min(period);
+            let until = if due { rested.min(period) } else { period };
             let wait = until.saturating_duration_since(Instant::now());
             let timeout = Timespec::try_from(wait).ok();
-            let mut ready = [
-                PollFd::new(&self.links, PollFlags::IN),
-                PollFd::new(&self.tables, PollFlags::IN),
-            ];
+            let sockets = [&self.links, &self.addresses, &self.tables];
+            let mut ready = sockets.map(|socket| PollFd::new(socket, PollFlags::IN));
             match poll(&mut ready, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let [links, tables] = ready.map(|fd| !fd.revents().is_empty());
+            let [links, addresses, tables] = ready.map(|fd| !fd.revents().is_empty());
             if links && !tell(self.links(&mut room)?) {
                 return Ok(());
             }
+            if addresses {
+                drain(&self.addresses)?;
+                if !tell(Event::Addresses) {
+                    return Ok(());
+                }
+            }
             if tables {
-                self.drain()?;
-                due = due.or_else(|| Some(Instant::now() + TABLES_REST));
+                drain(&self.tables)?;
+                due = true;
             }
             let now = Instant::now();
-            if due.is_some_and(|due| due <= now) {
-                due = None;
+            if due && rested <= now {
+                (rested, due) = (now + TABLES_REST, false);
                 if !tell(Event::Tables) {
                     return Ok(());
                 }
@@ -125,19 +134,19 @@ impl Events {
         }
         Ok(Event::Links(changes))
     }
+}
 
-    /// What the tables' events say is not read, and losing some is no matter.
-    fn drain(&self) -> io::Result<()> {
-        let mut room = [0; 16];
-        loop {
-            match self.tables.recv(&mut &mut room[..], 0) {
-                Ok(_) => {}
-                Err(error) => match Errno::from_io_error(&error) {
-                    Some(Errno::AGAIN | Errno::INTR) => return Ok(()),
-                    Some(Errno::NOBUFS) => {}
-                    _ => return Err(error),
-                },
-            }
+/// What these events say is not read, and losing some is no matter.
+fn drain(socket: &Socket) -> io::Result<()> {
+    let mut room = [0; 16];
+    loop {
+        match socket.recv(&mut &mut room[..], 0) {
+            Ok(_) => {}
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::AGAIN | Errno::INTR) => return Ok(()),
+                Some(Errno::NOBUFS) => {}
+                _ => return Err(error),
+            },
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod apply;
 mod attach;
 mod convert;
 pub mod counts;
+mod defend;
 mod events;
 pub mod kernel;
 pub mod metrics;

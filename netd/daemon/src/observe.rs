@@ -64,6 +64,7 @@ const IFA_LOCAL: u16 = 2;
 const NDA_LLADDR: u16 = 2;
 const NDA_VLAN: u16 = 5;
 const NUD_NOARP: u16 = 0x40;
+const NTF_STICKY: u8 = 0x40;
 const IFF_UP: u32 = 1;
 
 /// Everything there is, and whether that is certain.
@@ -75,40 +76,6 @@ pub struct Seen {
     pub whole: bool,
     /// How many dumps had to be repeated.
     pub repeated: u32,
-}
-
-/// The links of these names, with the bridges that they are ports of and the links that they are on.
-///
-/// # Errors
-///
-/// When the kernel does not answer.
-pub fn some<'a>(
-    netlink: &mut Netlink,
-    names: impl IntoIterator<Item = &'a str>,
-) -> Result<Observed, KernelError> {
-    let mut observed = Observed::default();
-    let mut beside = Vec::new();
-    for name in names {
-        if let Some(link) = one(netlink, name)? {
-            beside.extend(link.master);
-            if let LinkKind::Vlan { parent, .. } = link.kind {
-                beside.push(parent);
-            }
-            observed.links.insert(link.name.clone(), link);
-        }
-    }
-    for index in beside {
-        if observed.links.values().any(|link| link.index == index) {
-            continue;
-        }
-        let mut request = LinkMessage::default();
-        request.header.index = index;
-        if let Some(link) = get(netlink, request)? {
-            observed.links.insert(link.name.clone(), link);
-        }
-    }
-    vlans(netlink, &mut observed)?;
-    Ok(observed)
 }
 
 /// All links, without addresses and forwarding tables.
@@ -292,7 +259,7 @@ fn fdb(
                 && let Some((index, entry)) = fdb_entry(payload)
                 && let Some(link) = names.get(&index).and_then(|name| observed.links.get_mut(name))
             {
-                link.fdb.insert(entry);
+                link.fdb.extend([entry]);
             }
         },
     )
@@ -451,9 +418,13 @@ fn vlans_of(kind: u16, payload: &[u8], vlans: &mut BTreeMap<u32, Vec<PortVlan>>)
     }
 }
 
-/// A static entry of a forwarding table: `ndmsg`, attributes.
-fn fdb_entry(payload: &[u8]) -> Option<(u32, (Mac, Option<Vid>))> {
+/// An address in a VLAN, and whether it is sticky.
+type Entry = ((Mac, Option<Vid>), bool);
+
+/// A static entry of a forwarding table, and whether it is sticky: `ndmsg`, attributes.
+fn fdb_entry(payload: &[u8]) -> Option<(u32, Entry)> {
     let index = number(payload.get(4..8))?;
+    let sticky = payload.get(10)? & NTF_STICKY != 0;
     if payload.get(8..10).and_then(short)? & NUD_NOARP == 0 {
         return None;
     }
@@ -465,7 +436,7 @@ fn fdb_entry(payload: &[u8]) -> Option<(u32, (Mac, Option<Vid>))> {
             _ => {}
         }
     }
-    Some((index, (address?, vid)))
+    Some((index, ((address?, vid), sticky)))
 }
 
 /// An address: `ifaddrmsg`, attributes. Of a point-to-point link `IFA_LOCAL` is the own one.

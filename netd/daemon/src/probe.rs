@@ -21,6 +21,10 @@ const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
 const ICMPV6: u8 = 58;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
+/// Of an advertisement's flags (RFC 4861, 4.4): it counts more than what is known.
+const OVERRIDE: u8 = 0x20;
+const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// A message that came through a router has less.
 const HOP_LIMIT: u8 = 255;
 
@@ -149,15 +153,20 @@ fn solicitation(address: Ipv6Addr, place: &Place) -> Vec<u8> {
     );
     let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
     message.extend(address.octets());
-    let sum = checksum(Ipv6Addr::UNSPECIFIED, to, &message);
+    icmpv6(&mut frame, Ipv6Addr::UNSPECIFIED, to, message);
+    frame
+}
+
+/// Puts a message behind an Ethernet header, with its checksum.
+fn icmpv6(frame: &mut Vec<u8>, from: Ipv6Addr, to: Ipv6Addr, mut message: Vec<u8>) {
+    let sum = checksum(from, to, &message);
     message.splice(2..4, sum);
     frame.extend([0x60, 0, 0, 0]);
     frame.extend(u16::try_from(message.len()).unwrap_or_default().to_be_bytes());
     frame.extend([ICMPV6, HOP_LIMIT]);
-    frame.extend([0; 16]);
+    frame.extend(from.octets());
     frame.extend(to.octets());
     frame.extend(message);
-    frame
 }
 
 /// The checksum of an ICMPv6 message, with the pseudo header.
@@ -217,9 +226,83 @@ fn holder(question: &Question, place: &Place, frame: &[u8]) -> Option<Holder> {
     }
 }
 
+/// What the machine that has what is asked for would say to somebody who asks without having an address, in a frame without
+/// tag.
+pub(crate) fn reply(question: &Question, mac: Mac, place: &Place, frame: &[u8]) -> Option<Vec<u8>> {
+    let asker: [u8; 6] = frame.get(6..12)?.try_into().ok()?;
+    let own = Place { mac, ..place.clone() };
+    match <[u8; 2]>::try_from(frame.get(12..14)?).ok()? {
+        ETHERTYPE_ARP => {
+            let address = question.ipv4?;
+            let asks = frame.get(14..22)? == [0, 1, 8, 0, 6, 4, 0, 1] && frame.get(28..32)? == [0; 4];
+            if !asks || frame.get(38..42)? != address.octets() || frame.get(22..28)? == mac.0 {
+                return None;
+            }
+            let mut answer = header(asker, &own, ETHERTYPE_ARP);
+            answer.extend([0, 1, 8, 0, 6, 4, 0, 2]);
+            answer.extend(mac.0);
+            answer.extend(address.octets());
+            answer.extend(asker);
+            answer.extend([0; 4]);
+            Some(answer)
+        }
+        ETHERTYPE_IPV6 => {
+            let asks =
+                *frame.get(20)? == ICMPV6 && *frame.get(21)? == HOP_LIMIT && *frame.get(54)? == SOLICITATION;
+            let unspecified = frame.get(22..38)? == [0; 16];
+            let about = frame.get(62..78)? == question.link_local.octets();
+            if !asks || !unspecified || !about || asker == mac.0 {
+                return None;
+            }
+            // To everybody: who asks has no address yet.
+            let mut answer = header([0x33, 0x33, 0, 0, 0, 1], &own, ETHERTYPE_IPV6);
+            let mut message = vec![ADVERTISEMENT, 0, 0, 0, OVERRIDE, 0, 0, 0];
+            message.extend(question.link_local.octets());
+            message.extend([TARGET_LINK_LAYER_ADDRESS, 1]);
+            message.extend(mac.0);
+            icmpv6(&mut answer, question.link_local, ALL_NODES, message);
+            Some(answer)
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reply_is_what_an_asker_hears() {
+        let (own, there) = (Mac([0x0e, 0, 0, 0, 0, 7]), place(None));
+        let mut asked = question();
+        asked.link_local = own.link_local();
+        let [arp, solicitation] = <[Vec<u8>; 2]>::try_from(frames(&asked, &there)).unwrap();
+        let answer = reply(&asked, own, &there, &arp).unwrap();
+        assert_eq!(holder(&asked, &there, &answer), Some(Holder::Ipv4(own)));
+        assert_eq!(answer[..12], [there.mac.0, own.0].concat());
+        let answer = reply(&asked, own, &there, &solicitation).unwrap();
+        assert_eq!(holder(&asked, &there, &answer), Some(Holder::LinkLocal(own)));
+        let to = <[u8; 16]>::try_from(&answer[38..54]).unwrap();
+        assert_eq!(checksum(asked.link_local, to.into(), &answer[54..]), [0, 0]);
+        // On a trunk with its tag.
+        let tagged = reply(&asked, own, &place(Some(100)), &arp).unwrap();
+        assert_eq!(tagged[12..16], [0x81, 0, 0, 100]);
+        // Not to what is asked about another, by one that has an address, or by itself.
+        let mut other = asked.clone();
+        other.ipv4 = Some(Ipv4Addr::new(10, 1, 0, 8));
+        other.link_local = "fe80::8".parse().unwrap();
+        for frame in [&arp, &solicitation] {
+            assert_eq!(reply(&other, own, &there, frame), None);
+            for length in 0..frame.len() {
+                assert_eq!(reply(&asked, own, &there, &frame[..length.min(41)]), None);
+            }
+        }
+        let mut from_somebody = arp.clone();
+        from_somebody[31] = 9;
+        assert_eq!(reply(&asked, own, &there, &from_somebody), None);
+        assert_eq!(reply(&asked, there.mac, &there, &arp), None);
+        assert_eq!(reply(&asked, there.mac, &there, &solicitation), None);
+    }
 
     fn question() -> Question {
         Question {

@@ -3,11 +3,12 @@
 //! At the start, every 30 seconds, and when something happened: all is looked at, and what differs is repaired. After a look
 //! that may have missed something, nothing is taken away.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use netd_plan::{
-    Action, Attachment, Config, Kind, LinkKind, Network, NetworkName, Observed, Problem, adopt, faults,
-    filter, repair, sysctls,
+    Action, Attachment, Config, Kind, LinkKind, Network, NetworkName, Observed, Problem, adopt,
+    effective_mtu, faults, filter, orphaned, repair, sysctls,
 };
 
 use crate::apply::StepError;
@@ -17,14 +18,30 @@ use crate::kernel;
 use crate::observe::{self, Seen};
 use crate::state::{Attached, StartError, State};
 
+/// How often a host whose links change is looked at before netd begins with what was seen.
+const LOOKS_AT_START: u32 = 5;
+const LOOK_REST: Duration = Duration::from_millis(100);
+
 impl State {
     /// At the start: adopts what is there, declares the filter, and repairs.
     pub(crate) fn begin(&mut self) -> Result<(), StartError> {
-        let seen = self.look_at_all()?;
+        let mut seen = self.look_at_all()?;
+        // What a look misses would pass nothing until the next one.
+        for _ in 0..LOOKS_AT_START {
+            if seen.whole {
+                break;
+            }
+            std::thread::sleep(LOOK_REST);
+            seen = self.look_at_all()?;
+        }
         for attachment in adopt(&self.config, &seen.observed).attachments {
             self.insert(attachment);
         }
-        self.keep_networks(None);
+        for network in orphaned(&self.config, self.there(), &seen.observed) {
+            tracing::warn!("{}", Self::retired_sentence(&network.name));
+            self.retired.insert(network.name.clone());
+            self.config.networks.insert(network.name.clone(), network);
+        }
         let text = filter::whole(&self.config, self.there());
         self.hands.declare(text)?;
         if !self.attached.is_empty() {
@@ -174,6 +191,7 @@ impl State {
                 attachment.owner
             );
             self.counts.vanished.inc();
+            self.defender.remove(&attachment.tap);
             self.tell_removed(attachment);
         }
         let gone = gone.into_iter();
@@ -219,7 +237,7 @@ impl State {
                 .filter(|attachment| attachment.network == *name)
                 .collect();
             if let Some(was) = old.networks.get(name).filter(|_| !living.is_empty())
-                && let Some(why) = cannot_follow(was, network, &living)
+                && let Some(why) = cannot_follow(was, network, &living, &self.base)
             {
                 problems.push(Problem {
                     place: format!("network.{name}"),
@@ -230,36 +248,39 @@ impl State {
                 });
             }
         }
+        let retired = self.to_retire(&config);
+        for old in retired.values() {
+            for new in config.networks.values() {
+                problems.extend(new.collisions(old).map(|sentence| Problem {
+                    place: format!("network.{}", new.name),
+                    sentence: format!("{sentence}, or detach the machines of network {}", old.name),
+                }));
+            }
+        }
         if !problems.is_empty() {
             return Err(problems);
         }
-        let old = std::mem::replace(&mut self.config, config);
-        self.keep_networks(Some(old));
+        self.config = config;
+        self.retired = retired.keys().cloned().collect();
+        for (name, network) in retired {
+            tracing::warn!("{}", Self::retired_sentence(&name));
+            self.config.networks.insert(name, network);
+        }
         self.ready.clear();
         if let Err(error) = self.redeclare() {
-            tracing::error!(%error, "the filter can't be declared for the new configuration");
+            tracing::error!(%error, "the filter can't be declared for the new configuration yet");
         }
         self.resync();
         Ok(())
     }
 
-    /// Keeps networks that are configured no more for as long as machines are attached to them.
-    fn keep_networks(&mut self, old: Option<Config>) {
-        let Some(old) = old else {
-            return;
-        };
-        let used: BTreeSet<NetworkName> = self
-            .promised()
-            .map(|attachment| attachment.network.clone())
-            .collect();
-        self.retired = BTreeSet::new();
-        for (name, network) in old.networks {
-            if used.contains(&name) && !self.config.networks.contains_key(&name) {
-                tracing::warn!("{}", Self::retired_sentence(&name));
-                self.retired.insert(name.clone());
-                self.config.networks.insert(name, network);
-            }
-        }
+    /// The networks that a configuration has no more and to which machines are attached: they are kept for as long.
+    fn to_retire(&self, config: &Config) -> BTreeMap<NetworkName, Network> {
+        let used = self.promised().map(|attachment| &attachment.network);
+        let gone = used.filter(|name| !config.networks.contains_key(*name));
+        gone.filter_map(|name| self.config.networks.get_key_value(name))
+            .map(|(name, network)| (name.clone(), network.clone()))
+            .collect()
     }
 
     /// Lets retired networks go whose last machine is gone.
@@ -293,6 +314,7 @@ fn takes_away(action: &Action) -> bool {
         Action::Trash { .. }
             | Action::DeleteGroup { .. }
             | Action::DeleteLink { .. }
+            | Action::Release { .. }
             | Action::RemoveAddress { .. }
             | Action::RemoveAltname { .. }
             | Action::RemoveFdb { .. }
@@ -301,7 +323,12 @@ fn takes_away(action: &Action) -> bool {
 }
 
 /// What of a network can't become what it is to be while these are attached to it.
-fn cannot_follow(was: &Network, is: &Network, living: &[&Attachment]) -> Option<&'static str> {
+fn cannot_follow(
+    was: &Network,
+    is: &Network,
+    living: &[&Attachment],
+    observed: &Observed,
+) -> Option<&'static str> {
     let same_kind = match (&was.kind, &is.kind) {
         (Kind::Nat { .. }, Kind::Nat { .. }) => true,
         (
@@ -329,17 +356,17 @@ fn cannot_follow(was: &Network, is: &Network, living: &[&Attachment]) -> Option<
     }
     let gateway = |network: &Network| network.ipv4.as_ref().and_then(|ipv4| ipv4.gateway);
     let taken = |attachment: &&Attachment| attachment.ipv4.map(|net| net.addr()) == gateway(is);
-    if gateway(is).is_some() && living.iter().any(taken) {
+    // On a nat network the host is the gateway, and machines were told of it when they started.
+    let told = matches!(is.kind, Kind::Nat { .. }) && gateway(was) != gateway(is);
+    if told || (gateway(is).is_some() && living.iter().any(taken)) {
         return Some("ipv4.gateway");
     }
     let prefix = |network: &Network| network.ipv6.as_ref().map(|ipv6| ipv6.prefix);
     if prefix(was) != prefix(is) && living.iter().any(|attachment| attachment.ipv6.is_some()) {
         return Some("ipv6.prefix");
     }
-    if is
-        .mtu
-        .is_some_and(|mtu| living.iter().any(|attachment| attachment.mtu > mtu))
-    {
+    let mtu = effective_mtu(is, observed);
+    if living.iter().any(|attachment| attachment.mtu > mtu) {
         return Some("mtu");
     }
     None

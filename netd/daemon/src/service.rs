@@ -84,6 +84,12 @@ impl Netd {
         self.ask(|answer| Command::List { instance, answer }).await
     }
 
+    /// Ends the streams of those who watch: netd is about to end.
+    pub async fn end_watches(&self) {
+        // Who can't be told has ended already.
+        let _told = self.commands.send(Command::EndWatches).await;
+    }
+
     /// Waits until netd's owner of all has ended, which it does only by a fault of its own.
     pub async fn ended(&self) {
         self.commands.closed().await;

@@ -20,6 +20,7 @@ use crate::apply::{Cause, Hands, StepError};
 use crate::attach::{Asked, Job};
 use crate::convert::Refused;
 use crate::counts::{Counts, count};
+use crate::defend::Defender;
 use crate::events::{self, Change, Events};
 use crate::sweep::Sweeper;
 use crate::watch::Watchers;
@@ -72,6 +73,8 @@ pub(crate) enum Command {
     Probed { job: u64, asked: Vec<Asked> },
     /// The kernel tells of something.
     Happened(events::Event),
+    /// netd ends, and with it the streams of those who watch.
+    EndWatches,
     /// The patience is over.
     Look,
     /// It is time to remove what detached taps have left in the filter.
@@ -138,6 +141,10 @@ pub(crate) struct State {
     /// What was detached and still has its place in the filter, through which nothing comes any more.
     pub(crate) unfiltered: BTreeMap<LinkName, Attachment>,
     pub(crate) sweeper: Sweeper,
+    /// Answers for machines whose guests can't yet.
+    pub(crate) defender: Defender,
+    /// Addresses of the host's changed since all was looked at.
+    addresses: bool,
     pub(crate) counts: Counts,
     pub(crate) runtime: Runtime,
     /// To itself. Once nobody else has one, it ends.
@@ -178,6 +185,8 @@ pub(crate) fn start(
         incomplete: BTreeSet::new(),
         unfiltered: BTreeMap::new(),
         sweeper: Sweeper::start(config.clone(), counts.clone())?,
+        defender: Defender::start()?,
+        addresses: false,
         counts,
         runtime: runtime.clone(),
         commands: commands.downgrade(),
@@ -241,12 +250,17 @@ impl State {
                 self.counts.overruns.inc();
                 self.resync();
             }
+            Command::Happened(events::Event::Addresses) => {
+                self.addresses = true;
+                self.be_patient();
+            }
             Command::Happened(events::Event::Tables) => self.tables_changed(),
             Command::Happened(events::Event::Nothing) => {
                 self.tables_changed();
                 self.resync();
                 self.hands.rest();
             }
+            Command::EndWatches => self.watchers = Watchers::default(),
             Command::Look => self.look(),
             Command::Tidy => self.tidy(),
         }
@@ -440,7 +454,7 @@ impl State {
                 self.tell_changed(&tap);
             }
         }
-        let mut wrong = false;
+        let mut wrong = std::mem::take(&mut self.addresses);
         for name in std::mem::take(&mut self.suspects) {
             let tap = name.parse::<LinkName>().ok().filter(LinkName::is_tap);
             if tap.as_ref().is_some_and(|tap| !self.attached.contains_key(tap)) {

@@ -95,6 +95,12 @@ impl Tables {
         self.chains = None;
     }
 
+    /// They are not what they should be.
+    pub(crate) fn doubt(&mut self) {
+        self.seen = None;
+        self.chains = None;
+    }
+
     /// Looks.
     pub(crate) fn look(&mut self) -> Found {
         let Some(now) = self.generation() else {

@@ -12,7 +12,7 @@ use crate::{LinkName, Mac, Vid, Vids};
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Makes a bridge with all that is said here, no multicast snooping, no calls of iptables and no IPv6 address of
+    /// Makes a bridge with all that is said here, no multicast snooping and no IPv6 address of
     /// its own, in one message. It is down. One of that name that is ours is as good.
     MakeBridge {
         /// Its name.
@@ -72,6 +72,13 @@ pub enum Action {
     },
     /// Makes a link, ours or the operator's uplink, a port of a bridge, ours or the operator's.
     Enslave {
+        /// Which link.
+        name: String,
+        /// The bridge.
+        master: String,
+    },
+    /// Makes an uplink of the operator's no port of a bridge of ours any more; of another bridge it stays one.
+    Release {
         /// Which link.
         name: String,
         /// The bridge.
@@ -228,6 +235,7 @@ impl fmt::Display for Action {
                 write!(f, "take the further name {altname:?} from {name}")
             }
             Self::Enslave { name, master } => write!(f, "make {name} a port of {master}"),
+            Self::Release { name, master } => write!(f, "take {name} out of {master}"),
             Self::AddAddress { name, address } => write!(f, "give {name} the address {address}"),
             Self::RemoveAddress { name, address } => write!(f, "take the address {address} from {name}"),
             Self::Sysctl { path, value } => write!(f, "write {value} to /proc/sys/{path}"),

@@ -1,9 +1,13 @@
 //! What is ours after a restart?
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::alias::parse;
-use crate::{Attachment, Config, Link, LinkKind, LinkName, Observed};
+use crate::name::bridge_name;
+use crate::{Attachment, Config, Ipv4, Kind, Link, LinkKind, LinkName, Network, NetworkName, Observed};
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,7 +32,8 @@ pub struct Incomplete {
 
 /// The attachments there are, read from the links themselves. A tap is ours by its name and its group.
 ///
-/// Of a network that isn't configured any more they stay: machines live on them.
+/// Of a network that isn't configured any more they stay, and with the addresses that they were given where a network has other
+/// ones now: machines live on them.
 #[must_use]
 pub fn adopt(config: &Config, observed: &Observed) -> Adopted {
     let mut adopted = Adopted::default();
@@ -75,28 +80,64 @@ fn read(tap: &LinkName, link: &Link) -> Result<Attachment, String> {
     }
 }
 
-/// Whether the attachment's addresses are the network's, as far as it is known.
+/// Whether a machine of the attachment's network can have its address. What is not of the network's subnet was given when that
+/// was another one.
 fn fits(config: &Config, attachment: &Attachment) -> Result<(), String> {
-    let Some(network) = config.networks.get(&attachment.network) else {
-        return Ok(());
-    };
-    if let (Some(net), Some(ipv4)) = (attachment.ipv4, &network.ipv4)
-        && (!ipv4.is_usable(net.addr()) || net.prefix_len() != ipv4.subnet.prefix_len())
+    let network = config.networks.get(&attachment.network);
+    if let (Some(net), Some(ipv4)) = (attachment.ipv4, network.and_then(|network| network.ipv4.as_ref()))
+        && ipv4.subnet.contains(&net.addr())
+        && !ipv4.is_usable(net.addr())
     {
         return Err(format!(
             "its alias says {net}, which no machine of network {} ({}) has",
-            network.name, ipv4.subnet
-        ));
-    }
-    if let (Some(net), Some(ipv6)) = (attachment.ipv6, &network.ipv6)
-        && net.trunc() != ipv6.prefix
-    {
-        return Err(format!(
-            "its alias says {net}, which no machine of network {} ({}) has",
-            network.name, ipv6.prefix
+            attachment.network, ipv4.subnet
         ));
     }
     Ok(())
+}
+
+/// The networks of kind nat that aren't configured any more and on which machines live, as far as their bridges tell of them:
+/// with the address that the host has there. What else the operator said of them is lost, and is taken as most guarded.
+///
+/// Of the other kinds nothing is needed: what their bridges have, they keep.
+#[must_use]
+pub fn orphaned<'a>(
+    config: &Config,
+    attachments: impl Iterator<Item = &'a Attachment>,
+    observed: &Observed,
+) -> Vec<Network> {
+    let names: BTreeSet<&NetworkName> = attachments
+        .map(|attachment| &attachment.network)
+        .filter(|name| !config.networks.contains_key(*name))
+        .collect();
+    let nat = |name: &NetworkName| {
+        let bridge = observed.links.get(bridge_name(name).as_str())?;
+        let ours = matches!(bridge.kind, LinkKind::Bridge { .. }) && bridge.group == config.link_group;
+        let gateway = bridge
+            .addresses
+            .iter()
+            .filter(|_| ours)
+            .find_map(|address| match address {
+                IpNet::V4(net) if net.prefix_len() <= 30 => Some(*net),
+                _ => None,
+            })?;
+        Some(Network {
+            name: name.clone(),
+            kind: Kind::Nat { host_access: false },
+            ipv4: Some(Ipv4 {
+                subnet: gateway.trunc(),
+                gateway: Some(gateway.addr()),
+                // Nobody is attached to it any more.
+                pool: gateway.network()..=gateway.broadcast(),
+            }),
+            ipv6: None,
+            dns: Vec::new(),
+            mtu: Some(bridge.mtu),
+            isolated: true,
+            probe: Duration::ZERO,
+        })
+    };
+    names.into_iter().filter_map(nat).collect()
 }
 
 /// What only one attachment can have.
@@ -183,13 +224,6 @@ mod tests {
             why(0, &replace(&address.to_string(), "10.83.0.1/20")),
             said("its alias says 10.83.0.1/20, which no machine of network default (10.83.0.0/20) has")
         );
-        assert_eq!(
-            why(0, &replace(&address.to_string(), "10.84.0.5/20")),
-            said("its alias says 10.84.0.5/20, which no machine of network default (10.83.0.0/20) has")
-        );
-        let prefix = "its alias says fd00:9::";
-        let (said, _) = why(1, &replace("fd00:1::", "fd00:9::")).expect("it is incomplete");
-        assert!(said.starts_with(prefix), "{said}");
         // Put away, or not in our group, or no tap: not ours.
         assert_eq!(why(0, &|link| link.group = config().trash_group()), None);
         assert_eq!(why(0, &|link| link.group = 0), None);
@@ -197,6 +231,46 @@ mod tests {
             why(0, &|link| link.kind = LinkKind::Other("veth".to_owned())),
             None
         );
+    }
+
+    #[test]
+    fn addresses_of_before_are_kept() {
+        let all = attachments();
+        let mut observed = attached(config(), &all);
+        for (tap, from, to) in [
+            (&all[0].tap, "|10.83.", "|10.84."),
+            (&all[1].tap, "fd00:1::", "fd00:9::"),
+        ] {
+            let link = observed.links.get_mut(tap.as_str()).expect("it is there");
+            link.alias = link.alias.as_ref().map(|alias| alias.replace(from, to));
+        }
+        let adopted = adopt(config(), &observed);
+        assert_eq!(adopted.incomplete, []);
+        let of = |tap: &LinkName| adopted.attachments.iter().find(|one| one.tap == *tap);
+        let ipv4 = of(&all[0].tap).and_then(|one| one.ipv4).expect("it has one");
+        assert!(ipv4.to_string().starts_with("10.84."), "{ipv4}");
+    }
+
+    #[test]
+    fn a_nat_network_that_is_not_configured_any_more_is_known_by_its_bridge() {
+        let all = attachments();
+        let observed = attached(config(), &all);
+        let bare = config_of("[network.x]\nkind = 'bridge'\n");
+        let found = orphaned(&bare, all.iter(), &observed);
+        let [network] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        let was = &config().networks[&network.name];
+        assert_eq!(network.name.as_str(), "default");
+        assert_eq!(network.kind, Kind::Nat { host_access: false });
+        let subnet = |network: &Network| network.ipv4.as_ref().map(|ipv4| (ipv4.subnet, ipv4.gateway));
+        assert_eq!(subnet(network), subnet(was));
+        assert_eq!(orphaned(config(), all.iter(), &observed), []);
+        assert_eq!(orphaned(&bare, [].iter(), &observed), []);
+        // A bridge of that name that somebody else made says nothing.
+        let mut foreign = observed.clone();
+        foreign.links.get_mut("ndbdefault").expect("it is there").group = 0;
+        assert_eq!(orphaned(&bare, all.iter(), &foreign), []);
     }
 
     #[test]

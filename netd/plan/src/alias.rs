@@ -70,10 +70,20 @@ pub(crate) fn port_altnames(attachment: &Attachment) -> impl Iterator<Item = Str
     attachment.forwards.iter().map(port_altname)
 }
 
-/// The alias of a bridge or VLAN of ours that was made for a network.
+/// The alias of a bridge or VLAN of ours that was made for a network; of a bridge, with the link of the operator's that is made
+/// its port.
 #[must_use]
-pub fn network_alias(network: &NetworkName) -> String {
-    format!("{VERSION}|network|{network}")
+pub fn network_alias(network: &NetworkName, uplink: Option<&str>) -> String {
+    match uplink {
+        Some(uplink) => format!("{VERSION}|network|{network}|{uplink}"),
+        None => format!("{VERSION}|network|{network}"),
+    }
+}
+
+/// The uplink that a bridge's alias names. Of an alias in which anybody wrote it may be the name of any link.
+pub(crate) fn uplink_of_alias<'a>(network: &NetworkName, alias: &'a str) -> Option<&'a str> {
+    let rest = alias.strip_prefix(&network_alias(network, None))?;
+    rest.strip_prefix('|').filter(|uplink| !uplink.is_empty())
 }
 
 /// The attachment that a tap's alias and further names tell of.

@@ -1,6 +1,6 @@
 //! Which steps make an attachment, and which take it back?
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::alias::{alias, altnames, port_altnames};
 use crate::filter;
@@ -272,10 +272,10 @@ impl<'p> Port<'p> {
     fn fdb(&self, there: Option<&Link>, actions: &mut Vec<Action>) {
         let name = &self.attachment.tap;
         let mac = self.attachment.mac;
-        let empty = BTreeSet::new();
+        let empty = BTreeMap::new();
         let entries = there.map_or(&empty, |link| &link.fdb);
         let others: BTreeSet<Mac> = entries
-            .iter()
+            .keys()
             .map(|(entry, _)| *entry)
             .filter(|entry| *entry != mac)
             .collect();
@@ -283,9 +283,10 @@ impl<'p> Port<'p> {
             name: name.clone(),
             mac,
         }));
+        let stays = |vid| entries.get(&(mac, vid)) == Some(&true);
         let complete = match self.wanted_vlans() {
-            Some((vids, _)) => vids.iter().all(|vid| entries.contains(&(mac, Some(vid)))),
-            None => entries.contains(&(mac, None)),
+            Some((vids, _)) => vids.iter().all(|vid| stays(Some(vid))),
+            None => stays(None),
         };
         if !complete {
             actions.push(Action::AddFdb {

@@ -231,6 +231,18 @@ impl Network {
         }
     }
 
+    /// The link of the operator's that is a port of its bridge.
+    #[must_use]
+    pub fn port(&self) -> Option<&str> {
+        let own = matches!(self.kind, Kind::Bridge { .. } | Kind::VlanAware { .. });
+        self.uplink().filter(|_| own)
+    }
+
+    /// What this network and another can't both have on one host, for a person.
+    pub fn collisions(&self, other: &Self) -> impl Iterator<Item = String> {
+        check::collisions(other, self).map(|(_, sentence)| sentence)
+    }
+
     /// Whether its bridge is the operator's.
     #[must_use]
     pub fn is_foreign(&self) -> bool {

@@ -2,16 +2,17 @@
 
 mod wanted;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::attachment::{NICS_MAX, QUEUES_MAX, quoted};
 use crate::identity::ipv4_candidates;
 use crate::name::{TAP, tap_name};
 use crate::{
-    Attachment, Config, Forward, Mode, NetworkName, Observed, Owner, Refusal, Request, RequestNic, Vid,
+    Attachment, Config, Forward, Link, LinkKind, Mode, NetworkName, Observed, Owner, Refusal, Request,
+    RequestNic, Vid,
 };
 
 use wanted::{Address, Place, Wanted};
@@ -212,7 +213,7 @@ impl Wanted<'_> {
             ));
         }
         self.check_room(place, observed, beside.clone())?;
-        let forwards = self.forwards(place, nic, others)?;
+        let forwards = self.forwards(place, nic, observed, others)?;
         Ok(Attachment {
             owner: request.owner.clone(),
             index: place.index,
@@ -223,7 +224,7 @@ impl Wanted<'_> {
             uid: request.uid,
             queues: request.queues,
             mac: self.mac,
-            ipv4: self.ipv4(request, place, beside, answered)?,
+            ipv4: self.ipv4(request, place, observed, beside, answered)?,
             ipv6: self.ipv6,
             mtu: self.mtu,
             forwards,
@@ -268,6 +269,7 @@ impl Wanted<'_> {
         &self,
         request: &Request,
         place: Place,
+        observed: &Observed,
         beside: impl Iterator<Item = &'a Attachment>,
         answered: &Answered,
     ) -> Result<Option<Ipv4Net>, Refusal> {
@@ -290,6 +292,7 @@ impl Wanted<'_> {
         };
         let answers =
             |address: Ipv4Addr| !answered.is_empty() && answered.contains(&(name.clone(), vid, address));
+        let own = self.hosts_own(observed);
         let address = match self.address {
             Address::None => return Ok(None),
             Address::Given(address) => {
@@ -303,6 +306,14 @@ impl Wanted<'_> {
                         ),
                         owner,
                     ));
+                }
+                if let Some(link) = own.get(&address) {
+                    return Err(Refusal {
+                        reason: "address-taken",
+                        ..place.refuse("ipv4", |field| {
+                            format!("{field} is {address}, which this host itself has, on {link}; give another address")
+                        })
+                    });
                 }
                 if answers(address) {
                     return Err(Refusal {
@@ -319,7 +330,10 @@ impl Wanted<'_> {
                 address
             }
             Address::Auto => ipv4_candidates(name, &self.mode, &request.identity, &ipv4.pool)
-                .find(|candidate| ipv4.is_usable(*candidate) && holder(*candidate).is_none() && !answers(*candidate))
+                .find(|candidate| {
+                    let taken = holder(*candidate).is_some() || own.contains_key(candidate) || answers(*candidate);
+                    ipv4.is_usable(*candidate) && !taken
+                })
                 .ok_or_else(|| Refusal {
                     reason: "pool-exhausted",
                     retryable: true,
@@ -338,11 +352,38 @@ impl Wanted<'_> {
         Ok(Ipv4Net::new(address, ipv4.subnet.prefix_len()).ok())
     }
 
+    /// The addresses that the host itself has on the network: on the operator's bridge, or in a VLAN of it. It wouldn't hear
+    /// its own question for them.
+    fn hosts_own<'o>(&self, observed: &'o Observed) -> BTreeMap<Ipv4Addr, &'o str> {
+        let links = || observed.links.values();
+        let name = self.network.bridge();
+        let bridge = observed.links.get(&name).filter(|_| self.network.is_foreign());
+        let on_it = |link: &&Link| match (bridge, &link.kind) {
+            (Some(bridge), LinkKind::Vlan { parent, .. }) => *parent == bridge.index,
+            (Some(bridge), _) => link.index == bridge.index,
+            (None, _) => false,
+        };
+        let ipv4 = |address: &IpNet| match address {
+            IpNet::V4(net) => Some(net.addr()),
+            IpNet::V6(_) => None,
+        };
+        links()
+            .filter(on_it)
+            .flat_map(|link| {
+                link.addresses
+                    .iter()
+                    .filter_map(ipv4)
+                    .map(|address| (address, link.name.as_str()))
+            })
+            .collect()
+    }
+
     /// The ports, in order, if each is free.
     fn forwards<'a>(
         &self,
         place: Place,
         nic: &RequestNic,
+        observed: &Observed,
         others: impl Iterator<Item = &'a Attachment>,
     ) -> Result<Vec<Forward>, Refusal> {
         let mut forwards = nic.ports.clone();
@@ -359,8 +400,21 @@ impl Wanted<'_> {
                 )
             }));
         }
-        if forwards.is_empty() {
-            return Ok(forwards);
+        let here = |address: Ipv4Addr| {
+            let mut addresses = observed.links.values().flat_map(|link| &link.addresses);
+            address.is_loopback() || addresses.any(|net| net.addr() == address)
+        };
+        if let Some(elsewhere) = forwards.iter().find(|forward| !here(forward.host_ip)) {
+            return Err(Refusal {
+                reason: "unavailable",
+                retryable: true,
+                ..place.refuse("ports", |field| {
+                    format!(
+                        "{field}: {} port {} is to be taken from {}, which this host doesn't have; give an address of it",
+                        elsewhere.protocol, elsewhere.host_port, elsewhere.host_ip
+                    )
+                })
+            });
         }
         for other in others {
             let taken = other

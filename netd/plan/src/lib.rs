@@ -31,7 +31,7 @@ mod testing;
 mod vlan;
 
 pub use action::{Action, PortFlags};
-pub use adopt::{Adopted, Incomplete, adopt};
+pub use adopt::{Adopted, Incomplete, adopt, orphaned};
 pub use attach::{attach, detach, port_flags, take_back};
 pub use attachment::{
     Attachment, Forward, Mark, Mode, Owner, Protocol, QUEUES_MAX, Refusal, Request, RequestNic,

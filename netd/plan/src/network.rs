@@ -2,7 +2,7 @@
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::alias::network_alias;
+use crate::alias::{network_alias, uplink_of_alias};
 use crate::config::MTU_MIN_IPV6;
 use crate::identity::bridge_mac;
 use crate::name::{TAP, bridge_name, vlan_link_name};
@@ -74,6 +74,14 @@ pub fn network(
         observed,
         mtu: effective_mtu(network, observed),
     };
+    // Only what the configuration had before, and machines still have, is in the way of what it has now.
+    let mut others = config
+        .networks
+        .values()
+        .filter(|other| other.name != network.name);
+    if let Some(collision) = others.find_map(|other| network.collisions(other).next()) {
+        return Err(site.unavailable(&format!("{collision}, or wait for the end of its machines")));
+    }
     let vlan_aware = matches!(network.kind, Kind::VlanAware { .. });
     if matches!(network.kind, Kind::Vlan { .. }) && !kernel.vlan {
         return Err(site.unavailable("the kernel has no VLANs: load the module 8021q"));
@@ -186,8 +194,8 @@ impl<'s> Site<'s> {
         master.map_or("another link", |link| link.name.as_str())
     }
 
-    /// A bridge of ours, with what `ports` says. Its alias is its last step: a bridge without it is one whose making
-    /// was interrupted, and of which nobody knows whether what can't be seen was done.
+    /// A bridge of ours, with what `ports` says. Its alias comes after what can't be seen of it: a bridge without one is one
+    /// whose making was interrupted. It comes before the ports, because it says which link is the operator's.
     fn made(
         &self,
         vlan_filtering: bool,
@@ -201,7 +209,8 @@ impl<'s> Site<'s> {
         };
         let ports = ports(Made { found })?;
         actions.extend(self.old_vlans(found));
-        let alias = network_alias(&self.network.name);
+        actions.extend(self.old_uplink(found));
+        let alias = network_alias(&self.network.name, self.network.port());
         let complete = found.is_some_and(|link| link.alias.as_ref() == Some(&alias));
         let (mac, mtu, group) = (bridge_mac(&self.network.name), self.mtu, self.config.link_group);
         match found {
@@ -212,7 +221,8 @@ impl<'s> Site<'s> {
                 vlan_filtering,
                 group,
             }),
-            Some(link) if link.mac != Some(mac) => actions.push(Action::SetLink {
+            // It also says that the kernel gives it no IPv6 address, which its making does as a second step.
+            Some(link) if !complete || link.mac != Some(mac) => actions.push(Action::SetLink {
                 name: name.clone(),
                 mac,
                 mtu: link.mtu,
@@ -224,18 +234,30 @@ impl<'s> Site<'s> {
             let name = name.clone();
             actions.push(Action::PinMtu { name, mtu });
         }
-        self.addresses(&name, found, &mut actions);
+        self.addresses(&name, found, complete, &mut actions);
         if !complete {
             actions.extend(sysctls_of(self.network, &name));
         }
         if !found.is_some_and(|link| link.up) {
             actions.push(Action::Up { name: name.clone() });
         }
-        actions.extend(ports);
         if !complete {
             actions.push(Action::SetAlias { name, alias });
         }
+        actions.extend(ports);
         Ok(actions)
+    }
+
+    /// Releases the uplink that the bridge was made for, where the network has another one now, or none.
+    fn old_uplink(&self, bridge: Option<&'s Link>) -> Option<Action> {
+        let bridge = bridge?;
+        let old = uplink_of_alias(&self.network.name, bridge.alias.as_deref()?)?;
+        let link = self.observed.links.get(old)?;
+        let stays = self.network.port() == Some(old);
+        (!stays && link.master == Some(bridge.index)).then(|| Action::Release {
+            name: old.to_owned(),
+            master: bridge.name.clone(),
+        })
     }
 
     /// Deletes VLANs of ours that are ports of the bridge though the network has another one now, or none: they would
@@ -296,12 +318,14 @@ impl<'s> Site<'s> {
         links.filter(|link| link.master == Some(bridge.index) && link.name.starts_with(TAP))
     }
 
-    /// Of a nat network: the host is the gateway.
-    fn addresses(&self, name: &LinkName, found: Option<&Link>, actions: &mut Vec<Action>) {
-        if !matches!(self.network.kind, Kind::Nat { .. }) {
+    /// Of a nat network: the host is the gateway. Of another one, a bridge that was made for something else is let go of what it
+    /// had; later on, what an operator gives it is left alone.
+    fn addresses(&self, name: &LinkName, found: Option<&Link>, complete: bool, actions: &mut Vec<Action>) {
+        let nat = matches!(self.network.kind, Kind::Nat { .. });
+        if !nat && complete {
             return;
         }
-        let wanted = self.network.ipv4.as_ref().and_then(|ipv4| {
+        let wanted = self.network.ipv4.as_ref().filter(|_| nat).and_then(|ipv4| {
             // The length is the subnet's, which is one.
             Ipv4Net::new(ipv4.gateway?, ipv4.subnet.prefix_len()).ok()
         });
@@ -426,7 +450,7 @@ impl<'s> Site<'s> {
         }
         let mut actions = Vec::new();
         let master = bridge_name(&self.network.name);
-        let alias = network_alias(&self.network.name);
+        let alias = network_alias(&self.network.name, None);
         let found = self.observed.links.get(name.as_str());
         if found.is_some_and(|link| link.group != group) {
             return Err(self.unavailable(&format!("{name} exists and is not netd's; delete or rename it")));
@@ -484,6 +508,7 @@ fn sysctls_of(network: &Network, bridge: &LinkName) -> Vec<Action> {
             write("net/ipv4/ip_forward".to_owned(), "1"),
             // For forwarded ports at 127.0.0.1; the filter keeps machines' packets from that address.
             write(format!("net/ipv4/conf/{bridge}/route_localnet"), "1"),
+            write(format!("net/ipv4/conf/{bridge}/arp_ignore"), "0"),
         ]
     } else {
         // The host has no address there, and answers for none of those that it has elsewhere.
@@ -498,8 +523,8 @@ pub fn sysctls(config: &Config, observed: &Observed) -> Vec<Action> {
     let made = config.networks.values().filter_map(|network| {
         let name = bridge_name(&network.name);
         let link = observed.links.get(name.as_str())?;
-        let ours =
-            link.group == config.link_group && link.alias.as_ref() == Some(&network_alias(&network.name));
+        let alias = network_alias(&network.name, network.port());
+        let ours = link.group == config.link_group && link.alias.as_ref() == Some(&alias);
         ours.then(|| sysctls_of(network, &name))
     });
     made.flatten().collect()

@@ -42,9 +42,10 @@ pub struct Link {
     pub port: Option<PortFlags>,
     /// VLANs of the port on its bridge, where that filters VLANs.
     pub vlans: Vec<PortVlan>,
-    /// Static entries (NUD_NOARP) of the bridge's forwarding table that lead to it: not its own address, and none that
-    /// was learned.
-    pub fdb: BTreeSet<(Mac, Option<Vid>)>,
+    /// Static entries (NUD_NOARP) of the bridge's forwarding table that lead to it, and whether each is sticky (NTF_STICKY):
+    /// without that, it moves to where another frame with that address comes from. Not its own address, and none that was
+    /// learned.
+    pub fdb: BTreeMap<(Mac, Option<Vid>), bool>,
     /// Its addresses.
     pub addresses: BTreeSet<IpNet>,
 }

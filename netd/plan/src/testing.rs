@@ -153,7 +153,7 @@ pub(crate) fn link(index: u32, name: &str, kind: LinkKind) -> Link {
         master: None,
         port: None,
         vlans: Vec::new(),
-        fdb: BTreeSet::new(),
+        fdb: Default::default(),
         addresses: BTreeSet::new(),
     }
 }
@@ -178,7 +178,7 @@ pub(crate) fn host() -> Observed {
         link(8, "veth0", LinkKind::Other("veth".to_owned())),
         link(9, "ndtforeign", LinkKind::Other("veth".to_owned())),
     ];
-    links[1].addresses.insert(net("192.0.2.7/24"));
+    links[1].addresses = ["192.0.2.7/24", "10.0.0.1/24"].map(net).into();
     links[7].master = Some(6);
     Observed {
         links: links.into_iter().map(|link| (link.name.clone(), link)).collect(),
@@ -283,6 +283,13 @@ pub(crate) fn apply(observed: &mut Observed, action: &Action) {
                 link.altnames.retain(|there| *there != altname)
             });
         }
+        Action::Release { name, master } => {
+            let master = index_of(observed, &master);
+            at(observed, &name, &|link| {
+                assert_eq!(link.master, Some(master), "{action}");
+                (link.master, link.port, link.vlans) = (None, None, Vec::new());
+            });
+        }
         Action::Enslave { name, master } => {
             let master = index_of(observed, &master);
             let given = observed.links.values().find_map(|link| match link.kind {
@@ -372,16 +379,16 @@ pub(crate) fn apply(observed: &mut Observed, action: &Action) {
         Action::AddFdb { name, mac } => {
             let filters = filters(observed, observed.links[name.as_str()].master);
             at(observed, name.as_str(), &|link| {
-                link.fdb.insert((mac, None));
+                link.fdb.insert((mac, None), true);
                 if filters {
-                    link.fdb
-                        .extend(link.vlans.iter().map(|vlan| (mac, Some(vlan.vid))));
+                    let tagged = link.vlans.iter().map(|vlan| ((mac, Some(vlan.vid)), true));
+                    link.fdb.extend(tagged);
                 }
             });
         }
         Action::RemoveFdb { name, mac } => {
             at(observed, name.as_str(), &|link| {
-                link.fdb.retain(|(entry, _)| *entry != mac)
+                link.fdb.retain(|(entry, _), _| *entry != mac)
             });
         }
         Action::Up { name } => at(observed, name.as_str(), &|link| link.up = true),

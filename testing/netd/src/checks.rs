@@ -8,6 +8,7 @@ mod privileges;
 mod probe;
 mod races;
 mod random;
+mod reload;
 mod spoof;
 mod vlan;
 
@@ -24,6 +25,9 @@ pub(crate) const TABLE: &[Check] = &[
     host("duplicate_address_probe", probe::duplicate_address_probe),
     host("netd_attach_at_once", races::netd_attach_at_once),
     host("unit_privileges_netd", privileges::unit_privileges_netd),
+    host("netd_network_vanishes", reload::netd_network_vanishes),
+    host("netd_uplink_changes", reload::netd_uplink_changes),
+    host("address_defended", probe::address_defended),
     host("netd_flushed_ruleset", races::netd_flushed_ruleset),
     host("spoof_frames_host", spoof::spoof_frames_host),
     machine("spoof_frames", spoof::spoof_frames),

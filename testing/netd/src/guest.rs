@@ -65,8 +65,15 @@ pub(crate) fn open(host: &Space, interface: &net::Interface) -> Tap {
 #[track_caller]
 pub(crate) fn plug(host: &Space, interface: &net::Interface) -> Tap {
     let tap = open(host, interface);
+    takes_frames(host, &interface.tap);
+    tap
+}
+
+/// Waits until a port of a bridge takes frames.
+#[track_caller]
+pub(crate) fn takes_frames(space: &Space, port: &str) {
     wait::until("a port takes frames", || {
-        let link = host.json("ip", &["-d", "-j", "link", "show", &interface.tap]);
+        let link = space.json("ip", &["-d", "-j", "link", "show", port]);
         let state = &link[0]["linkinfo"]["info_slave_data"]["state"];
         if state == "forwarding" {
             Ok(())
@@ -74,7 +81,6 @@ pub(crate) fn plug(host: &Space, interface: &net::Interface) -> Tap {
             Err(state.to_string())
         }
     });
-    tap
 }
 
 impl Guest {

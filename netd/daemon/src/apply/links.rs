@@ -55,10 +55,16 @@ impl Hands {
         self.without_ipv6(name, &own)
     }
 
+    /// A tap's ARP is its bridge's: the host itself answers nothing that a machine asks there.
     pub(super) fn up(&mut self, name: &str) -> Result<(), Cause> {
         let mut message = named(name);
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
+        let own = if name.starts_with(netd_plan::name::TAP) {
+            LinkFlags::Up | LinkFlags::Noarp
+        } else {
+            LinkFlags::Up
+        };
+        message.header.flags = own;
+        message.header.change_mask = own;
         self.ask(RouteNetlinkMessage::SetLink(message), 0)
     }
 
@@ -94,14 +100,8 @@ impl Hands {
         filtering: bool,
         group: u32,
     ) -> Result<(), Cause> {
-        let mut settings = vec![
-            // Snooping without a querier loses neighbour discovery.
-            InfoBridge::MulticastSnooping(false),
-            // Docker and Kubernetes load br_netfilter; bridged frames are none of their business.
-            InfoBridge::NfCallIpTables(false),
-            InfoBridge::NfCallIp6Tables(false),
-            InfoBridge::NfCallArpTables(false),
-        ];
+        // Snooping without a querier loses neighbour discovery.
+        let mut settings = vec![InfoBridge::MulticastSnooping(false)];
         if filtering {
             settings.extend([InfoBridge::VlanFiltering(true), InfoBridge::VlanDefaultPvid(0)]);
         }
@@ -206,6 +206,15 @@ impl Hands {
         self.set(name, [LinkAttribute::Controller(master)])
     }
 
+    pub(super) fn release(&mut self, name: &str, master: &str) -> Result<(), Cause> {
+        let master = self.index(master)?;
+        let there = |link: Link| link.master == Some(master);
+        if observe::one(&mut self.netlink, name)?.is_some_and(there) {
+            self.set(name, [LinkAttribute::Controller(0)])?;
+        }
+        Ok(())
+    }
+
     pub(super) fn add_address(&mut self, name: &str, address: IpNet) -> Result<(), Cause> {
         let message = self.address(name, address)?;
         let flags = NLM_F_CREATE | NLM_F_EXCL;
@@ -307,7 +316,8 @@ impl Hands {
         message.header.family = AddressFamily::Bridge;
         message.header.ifindex = self.index(name)?;
         message.header.state = NeighbourState::Noarp;
-        message.header.flags = NeighbourFlags::Controller;
+        // Sticky: a frame with this address from elsewhere would move the entry there otherwise.
+        message.header.flags = NeighbourFlags::Controller | NeighbourFlags::Sticky;
         message
             .attributes
             .push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));

@@ -33,6 +33,19 @@ struct Checked {
     problems: Vec<Wrong>,
     daemon: Option<DaemonJson>,
     networks: Vec<Here>,
+    /// What of the host's settings changes what machines reach.
+    remarks: Vec<&'static str>,
+}
+
+/// Where the kernel says whether bridged frames pass iptables as well. It is there once br_netfilter is loaded.
+const CALLS_IPTABLES: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+const IPTABLES: &str = "net.bridge.bridge-nf-call-iptables is 1, as Docker and Kubernetes set it: frames of machines pass iptables too, \
+     which may drop them there, and a machine doesn't reach its own forwarded port; set it to 0, or let iptables accept what \
+     comes from links ndb*";
+
+fn remarks() -> Vec<&'static str> {
+    let calls = std::fs::read_to_string(CALLS_IPTABLES).is_ok_and(|value| value.trim() == "1");
+    calls.then_some(IPTABLES).into_iter().collect()
 }
 
 #[derive(Debug, Serialize)]
@@ -79,6 +92,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Outcome, CliError> {
         problems: Vec::new(),
         daemon: Some(daemon),
         networks,
+        remarks: remarks(),
     };
     let text = if arguments.json {
         text::json(&checked)
@@ -97,6 +111,7 @@ fn wrong(problems: Vec<Wrong>, json: bool) -> Outcome {
             problems,
             daemon: None,
             networks: Vec::new(),
+            remarks: Vec::new(),
         })
     } else {
         let lines = problems.iter().map(|problem| plain(&problem.line()) + "\n");
@@ -235,6 +250,9 @@ fn page(loaded: &Loaded, checked: &Checked) -> String {
                 "{name}: the netd that runs does not know it so: systemctl reload netd\n"
             ));
         }
+    }
+    for remark in &checked.remarks {
+        notes.push_str(&format!("{remark}\n"));
     }
     if !may_ask() {
         notes.push_str("whether the kernel has VLANs, and filters them, was not asked: that takes root\n");

@@ -84,6 +84,7 @@ async fn live(arguments: &Arguments, loaded: Loaded, log: &Log) -> Result<(), Cl
                     notify::stopping();
                     tracing::info!("netd ends; links and filters stay");
                     stopper.stop();
+                    netd.end_watches().await;
                     return served.await.map_err(|error| failed(&error));
                 }
                 Wish::Reload => {

@@ -34,7 +34,14 @@ fn golden_alias() {
         assert_eq!(read.as_ref(), Ok(attachment));
     }
     let network: NetworkName = "tenant-a".parse().expect("good");
-    assert_eq!(network_alias(&network), "netd1|network|tenant-a");
+    assert_eq!(network_alias(&network, None), "netd1|network|tenant-a");
+    let alias = network_alias(&network, Some("eth|1"));
+    assert_eq!(alias, "netd1|network|tenant-a|eth|1");
+    assert_eq!(uplink_of_alias(&network, &alias), Some("eth|1"));
+    let of = |alias| uplink_of_alias(&network, alias);
+    assert_eq!(of("netd1|network|tenant-a"), None);
+    assert_eq!(of("netd1|network|tenant-a|"), None);
+    assert_eq!(of("netd1|network|tenant-ab|eth1"), None);
 }
 
 #[test]

@@ -29,76 +29,82 @@ pub(super) fn together(said: &BTreeMap<NetworkName, Said>, problems: &mut Proble
     networks.sort_by_key(|said| said.at);
     for (number, later) in networks.iter().enumerate() {
         for earlier in networks.iter().take(number) {
-            overlap(earlier, later, problems);
-            same_bridge(earlier, later, problems);
-            same_uplink(earlier, later, problems);
+            for (what, sentence) in collisions(&earlier.network, &later.network) {
+                let place = match what {
+                    What::Subnet => later.ipv4,
+                    What::Bridge => later.bridge,
+                    What::Uplink => later.uplink,
+                };
+                problems.add(place, sentence);
+            }
         }
     }
 }
 
+/// What two networks can't both have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum What {
+    Subnet,
+    Bridge,
+    Uplink,
+}
+
+/// What `later` has that `earlier` has, with a sentence each.
+pub(super) fn collisions(earlier: &Network, later: &Network) -> impl Iterator<Item = (What, String)> {
+    let found = [
+        (What::Subnet, overlap(earlier, later)),
+        (What::Bridge, same_bridge(earlier, later)),
+        (What::Uplink, same_uplink(earlier, later)),
+    ];
+    found
+        .into_iter()
+        .filter_map(|(what, sentence)| Some((what, sentence?)))
+}
+
 /// The host routes into nat networks: each address must be in one of them only.
-fn overlap(earlier: &Said, later: &Said, problems: &mut Problems) {
-    let subnet = |said: &Said| {
-        let nat = matches!(said.network.kind, Kind::Nat { .. });
-        said.network.ipv4.as_ref().filter(|_| nat).map(|ipv4| ipv4.subnet)
+fn overlap(earlier: &Network, later: &Network) -> Option<String> {
+    let subnet = |network: &Network| {
+        let nat = matches!(network.kind, Kind::Nat { .. });
+        network.ipv4.as_ref().filter(|_| nat).map(|ipv4| ipv4.subnet)
     };
-    if let (Some(first), Some(second)) = (subnet(earlier), subnet(later))
-        && (first.contains(&second) || second.contains(&first))
-    {
-        problems.add(
-            later.ipv4,
-            format!(
-                "network {}'s subnet {second} overlaps network {}'s, {first}; give another",
-                later.network.name, earlier.network.name
-            ),
-        );
-    }
+    let (first, second) = (subnet(earlier)?, subnet(later)?);
+    (first.contains(&second) || second.contains(&first)).then(|| {
+        format!(
+            "network {}'s subnet {second} overlaps network {}'s, {first}; give another",
+            later.name, earlier.name
+        )
+    })
 }
 
-fn same_bridge(earlier: &Said, later: &Said, problems: &mut Problems) {
-    if later.network.is_foreign() && earlier.network.bridge() == later.network.bridge() {
-        problems.add(
-            later.bridge,
-            format!(
-                "network {} has the bridge {} that network {} has; one bridge is one network",
-                later.network.name,
-                later.network.bridge(),
-                earlier.network.name
-            ),
-        );
-    }
+fn same_bridge(earlier: &Network, later: &Network) -> Option<String> {
+    (later.is_foreign() && earlier.bridge() == later.bridge()).then(|| {
+        format!(
+            "network {} has the bridge {} that network {} has; one bridge is one network",
+            later.name,
+            later.bridge(),
+            earlier.name
+        )
+    })
 }
 
-fn same_uplink(earlier: &Said, later: &Said, problems: &mut Problems) {
-    let (Some((first, taken)), Some((second, wanted))) = (uplink(&earlier.network), uplink(&later.network))
-    else {
-        return;
-    };
-    let collides = first == second
-        && match (taken, wanted) {
-            (Use::Vlan(one), Use::Vlan(other)) => one == other,
-            // A port's frames go to its bridge, before sub-interfaces could see them.
-            (Use::Port, _) | (_, Use::Port) => true,
-        };
-    if collides {
-        let (name, other) = (&later.network.name, &earlier.network.name);
-        let sentence = match (taken, wanted) {
-            (Use::Vlan(vid), Use::Vlan(_)) => {
-                format!(
-                    "network {name} has VLAN {vid} of uplink {second} that network {other} has; give another VLAN"
-                )
-            }
-            (Use::Port, Use::Port) => {
-                format!(
-                    "network {name} has the uplink {second} that network {other} has; a link is a port of one bridge"
-                )
-            }
-            (Use::Port, Use::Vlan(_)) | (Use::Vlan(_), Use::Port) => format!(
-                "network {name} and network {other} can't share the uplink {second}: as port of a bridge it has no VLAN \
-                 sub-interfaces; one network of kind vlan-aware serves both"
-            ),
-        };
-        problems.add(later.uplink, sentence);
+fn same_uplink(earlier: &Network, later: &Network) -> Option<String> {
+    let ((first, taken), (second, wanted)) = (uplink(earlier)?, uplink(later)?);
+    let (name, other) = (&later.name, &earlier.name);
+    match (taken, wanted) {
+        _ if first != second => None,
+        (Use::Vlan(one), Use::Vlan(vid)) => (one == vid).then(|| {
+            format!(
+                "network {name} has VLAN {vid} of uplink {second} that network {other} has; give another VLAN"
+            )
+        }),
+        // A port's frames go to its bridge, before sub-interfaces could see them.
+        (Use::Port, Use::Port) => Some(format!(
+            "network {name} has the uplink {second} that network {other} has; a link is a port of one bridge"
+        )),
+        (Use::Port, Use::Vlan(_)) | (Use::Vlan(_), Use::Port) => Some(format!(
+            "network {name} and network {other} can't share the uplink {second}: as port of a bridge it has no VLAN \
+             sub-interfaces; one network of kind vlan-aware serves both"
+        )),
     }
 }
 

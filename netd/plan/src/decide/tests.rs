@@ -389,7 +389,7 @@ fn what_somebody_has_is_refused_by_name() {
         ..same_identity
     };
     assert!(decided(&first, &elsewhere).is_ok());
-    let other_address = Forward::new("", Protocol::Tcp, [10, 0, 0, 2].into(), 80, 80).expect("good");
+    let other_address = Forward::new("", Protocol::Tcp, [192, 0, 2, 7].into(), 80, 80).expect("good");
     assert!(decided(&first, &request("second", [ports("default", &[other_address])])).is_ok());
     // One address in two VLANs is two addresses.
     let here = decided(&[], &request("first", [at("many", "10.2.0.7")])).expect("good");
@@ -666,5 +666,56 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_port_is_taken_from_this_hosts_addresses_only() {
+    let of = |address: [u8; 4]| {
+        let forward = Forward::new("", Protocol::Udp, address.into(), 53, 53).expect("good");
+        decided(&[], &request("a", [ports("default", &[forward])]))
+    };
+    assert!(of([127, 0, 0, 1]).is_ok());
+    assert!(of([192, 0, 2, 7]).is_ok());
+    let refusal = of([8, 8, 8, 8]).expect_err("it is somebody else's");
+    assert_eq!((refusal.reason, refusal.retryable), ("unavailable", true));
+    assert_eq!(
+        refusal.sentence,
+        "nics[0].ports: udp port 53 is to be taken from 8.8.8.8, which this host doesn't have; give an address of it"
+    );
+}
+
+#[test]
+fn the_hosts_own_address_on_a_bridge_is_taken() {
+    let config = config_of(
+        "[network.office]\nkind = 'bridge'\nbridge = 'br0'\nipv4 = { subnet = '10.9.0.0/29' }\n\
+         [network.made]\nkind = 'bridge'\nipv4 = { subnet = '10.9.0.0/29' }\n",
+    );
+    let mut observed = host();
+    let addresses = |text: &str| [crate::testing::net(text)].into();
+    observed.links.get_mut("br0").expect("it is there").addresses = addresses("10.9.0.1/29");
+    let mut vlan = crate::testing::link(20, "br0.5", LinkKind::Vlan { parent: 6, vid: 5 });
+    vlan.addresses = addresses("10.9.0.2/29");
+    observed.links.insert(vlan.name.clone(), vlan);
+    let asked = |network: &str, ipv4: &str| {
+        let request = request("a", [at(network, ipv4)]);
+        decide(&config, &observed, [].iter(), &Answered::new(), &request)
+    };
+    for (address, link) in [("10.9.0.1", "br0"), ("10.9.0.2", "br0.5")] {
+        let refusal = asked("office", address).expect_err("the host has it");
+        assert_eq!((refusal.reason, refusal.retryable), ("address-taken", false));
+        assert_eq!(
+            refusal.sentence,
+            format!("nics[0].ipv4 is {address}, which this host itself has, on {link}; give another address")
+        );
+        // Another network's addresses are its own business.
+        assert!(asked("made", address).is_ok());
+    }
+    for number in 0..8 {
+        let request = request(&format!("m{number}"), [nic("office")]);
+        let decided =
+            decide(&config, &observed, [].iter(), &Answered::new(), &request).expect("there is room");
+        let address = decided[0].ipv4.expect("it has one").addr();
+        assert!(address.octets()[3] > 2, "{address}");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::Text;
-use crate::name::bridge_name;
+use crate::name::{TAP, VLAN, bridge_name};
 use crate::{Attachment, Config, Forward, Ipv4, Kind, LinkName, Protocol};
 
 /// A network of kind nat.
@@ -50,9 +50,6 @@ pub(super) fn whole<'a>(
 ) {
     let nat = nats(config).next().is_some();
     let closed = closed(config, attachments.clone());
-    if !nat && closed.is_empty() {
-        return;
-    }
     text.line(format_args!("table inet netd {{"));
     text.lines("\tcounter drop_forward { }\n\tcounter drop_host { }\n");
     set(text, "closed", "ifname", closed.iter().map(quoted));
@@ -69,6 +66,7 @@ pub(super) fn whole<'a>(
         );
         translation(text, config);
     }
+    guard(text, nat);
     input(text, nat);
     forward(text, config, nat);
     text.line(format_args!("}}"));
@@ -119,13 +117,24 @@ pub(super) fn remove<'a>(
     change(text, "add", came.into_iter());
 }
 
+/// What a port of ours receives is its bridge's: the host takes nothing from it itself. There is something where a port has
+/// no bridge, and where a bridge hands frames to link-local group addresses (01:80:c2:00:00:0X) past its own hooks.
+fn guard(text: &mut Text, nat: bool) {
+    text.line(format_args!(
+        "\tchain guard {{
+\t\ttype filter hook prerouting priority -300; policy accept;
+\t\tiifname \"{TAP}*\" counter name drop_host drop
+\t\tiifname \"{VLAN}*\" counter name drop_host drop"
+    ));
+    if nat {
+        text.lines("\t\tiifname @nat ip daddr 127.0.0.0/8 counter name drop_host drop\n");
+    }
+    text.lines("\t}\n");
+}
+
 fn translation(text: &mut Text, config: &Config) {
     text.lines(
         "\tmap forwarded { type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service; }
-	chain guard {
-		type filter hook prerouting priority -300; policy accept;
-		iifname @nat ip daddr 127.0.0.0/8 counter name drop_host drop
-	}
 	chain prerouting {
 		type nat hook prerouting priority -100; policy accept;
 		dnat ip to meta l4proto . ip daddr . th dport map @forwarded

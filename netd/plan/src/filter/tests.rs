@@ -44,9 +44,14 @@ fn golden_host() {
     assert_eq!(text, include_str!("golden/whole.nft"));
     assert!(text.starts_with(&purge()));
     assert!(!text.contains("add element"));
-    // Without a network of the host's own making there is nothing to do for the host.
+    // Without a network of the host's own making, only what comes past the bridge is kept from the host.
     let foreign = config_of("[network.a]\nkind = 'bridge'\nbridge = 'br0'\n");
-    assert!(!whole(&foreign, [].iter()).contains("table inet netd {"));
+    let text = whole(&foreign, [].iter());
+    assert!(
+        text.contains("iifname \"ndt*\" counter name drop_host drop"),
+        "{text}"
+    );
+    assert!(!text.contains("@nat"), "{text}");
     let closed = config_of("[network.a]\nkind = 'bridge'\n");
     let text = whole(&closed, [].iter());
     assert!(

@@ -24,6 +24,7 @@ fn golden_steps() {
                 "give ndbdefault the address 10.83.0.1/20",
                 "write 1 to /proc/sys/net/ipv4/ip_forward",
                 "write 1 to /proc/sys/net/ipv4/conf/ndbdefault/route_localnet",
+                "write 0 to /proc/sys/net/ipv4/conf/ndbdefault/arp_ignore",
                 "set ndbdefault up",
                 "set the alias of ndbdefault to netd1|network|default",
             ],
@@ -35,8 +36,8 @@ fn golden_steps() {
                 "pin the MTU of ndblan to 1500",
                 "write 8 to /proc/sys/net/ipv4/conf/ndblan/arp_ignore",
                 "set ndblan up",
+                "set the alias of ndblan to netd1|network|lan|eth1",
                 "make eth1 a port of ndblan",
-                "set the alias of ndblan to netd1|network|lan",
             ],
         ),
         ("old", &[]),
@@ -47,9 +48,9 @@ fn golden_steps() {
                 "pin the MTU of ndbtenant-a to 1500",
                 "write 8 to /proc/sys/net/ipv4/conf/ndbtenant-a/arp_ignore",
                 "set ndbtenant-a up",
+                "set the alias of ndbtenant-a to netd1|network|tenant-a",
                 "make ndv100.rbvn, VLAN 100 of eth2, port of ndbtenant-a, with MTU 1500, group 0x6e64",
                 "set the alias of ndv100.rbvn to netd1|network|tenant-a",
-                "set the alias of ndbtenant-a to netd1|network|tenant-a",
             ],
         ),
         (
@@ -59,9 +60,9 @@ fn golden_steps() {
                 "pin the MTU of ndbmany to 1500",
                 "write 8 to /proc/sys/net/ipv4/conf/ndbmany/arp_ignore",
                 "set ndbmany up",
+                "set the alias of ndbmany to netd1|network|many|eth3",
                 "make eth3 a port of ndbmany",
                 "put port eth3 into VLAN 100-120,200 with tags",
-                "set the alias of ndbmany to netd1|network|many",
             ],
         ),
         ("theirs", &[]),
@@ -87,11 +88,17 @@ fn what_was_interrupted_is_done_again() {
                 .take(done)
                 .for_each(|action| apply(&mut observed, action));
             let rest = steps(config(), name, &observed).expect("it can be had");
-            // What can't be seen on links is done again.
+            // What can't be seen on links is done again, until the alias tells that it was done.
             let unseen = |action: &&Action| matches!(action, Action::Sysctl { .. });
+            let told = |action: &Action| matches!(action, Action::SetAlias { name, .. } if name.is_bridge());
+            let again: Vec<&Action> = if actions.iter().take(done).any(told) {
+                Vec::new()
+            } else {
+                actions.iter().filter(unseen).collect()
+            };
             assert_eq!(
                 rest.iter().filter(unseen).collect::<Vec<_>>(),
-                actions.iter().filter(unseen).collect::<Vec<_>>(),
+                again,
                 "{name} after {done}"
             );
             rest.iter().for_each(|action| apply(&mut observed, action));
@@ -102,6 +109,88 @@ fn what_was_interrupted_is_done_again() {
             );
         }
     }
+}
+
+/// Two networks are never joined: the uplink of before is released first.
+#[test]
+fn an_uplink_that_is_no_longer_wanted_is_released() {
+    let mut observed = host();
+    let before = steps(config(), "lan", &observed).expect("it can be had");
+    before.iter().for_each(|action| apply(&mut observed, action));
+    let moved = config_of("[network.lan]\nkind = 'bridge'\nuplink = 'eth3'\n");
+    let actions = steps(&moved, "lan", &observed).expect("it can be had");
+    let printed = printed(&actions);
+    let at = |wanted: &str| printed.iter().position(|step| step == wanted);
+    let (away, told, there) = (
+        at("take eth1 out of ndblan"),
+        at("set the alias of ndblan to netd1|network|lan|eth3"),
+        at("make eth3 a port of ndblan"),
+    );
+    assert!(away.is_some() && away < told && told < there, "{printed:?}");
+    // Interrupted anywhere, there is never a second uplink.
+    for done in 0..=actions.len() {
+        let mut after = observed.clone();
+        actions
+            .iter()
+            .take(done)
+            .for_each(|action| apply(&mut after, action));
+        let bridge = after.links["ndblan"].index;
+        let ports = after.links.values().filter(|link| link.master == Some(bridge));
+        assert!(ports.count() <= 1, "after {done}");
+        let rest = steps(&moved, "lan", &after).expect("it can be had");
+        rest.iter().for_each(|action| apply(&mut after, action));
+        assert_eq!(after.links["eth1"].master, None);
+        assert_eq!(steps(&moved, "lan", &after), Ok(Vec::new()));
+    }
+    // A nat network of that name is nobody's port either.
+    let nat = config_of("[network.lan]\nkind = 'nat'\nipv4 = { subnet = '10.9.0.0/24' }\n");
+    let actions = steps(&nat, "lan", &observed).expect("it can be had");
+    assert_eq!(
+        actions.first().map(ToString::to_string).as_deref(),
+        Some("take eth1 out of ndblan")
+    );
+    // What somebody put somewhere else meanwhile is not touched.
+    observed.links.get_mut("eth1").expect("it is there").master = Some(6);
+    let actions = steps(&moved, "lan", &observed).expect("it can be had");
+    assert!(
+        !actions
+            .iter()
+            .any(|action| matches!(action, Action::Release { .. }))
+    );
+}
+
+#[test]
+fn what_a_nat_network_had_is_gone_when_it_is_another_kind() {
+    let mut observed = host();
+    let nat = config_of("[network.lan]\nkind = 'nat'\nipv4 = { subnet = '10.9.0.0/24' }\n");
+    let made = steps(&nat, "lan", &observed).expect("it can be had");
+    made.iter().for_each(|action| apply(&mut observed, action));
+    let actions = steps(config(), "lan", &observed).expect("it can be had");
+    let printed = printed(&actions);
+    assert!(
+        printed.contains(&"take the address 10.9.0.1/24 from ndblan".to_owned()),
+        "{printed:?}"
+    );
+    actions.iter().for_each(|action| apply(&mut observed, action));
+    // What the operator gives the bridge then is the operator's.
+    let bridge = observed.links.get_mut("ndblan").expect("it is there");
+    bridge.addresses.insert(crate::testing::net("10.1.0.5/16"));
+    assert_eq!(steps(config(), "lan", &observed), Ok(Vec::new()));
+}
+
+#[test]
+fn what_collides_with_a_network_of_before_waits() {
+    let both = config_of("[network.www]\nkind = 'nat'\nipv4 = { subnet = '10.9.0.0/24' }\n");
+    let mut retired = both.networks.values().next().expect("it is there").clone();
+    retired.name = "web".parse().expect("a good name");
+    let mut config = both.clone();
+    config.networks.insert(retired.name.clone(), retired);
+    assert_eq!(
+        steps(&config, "www", &host()).expect_err("it collides"),
+        "network www can't be had on this host: network www's subnet 10.9.0.0/24 overlaps network web's, 10.9.0.0/24; give \
+         another, or wait for the end of its machines"
+    );
+    assert!(steps(&both, "www", &host()).is_ok());
 }
 
 /// A host with a link changed.
@@ -366,6 +455,7 @@ fn sysctls_are_those_of_networks_that_were_made() {
         [
             "write 1 to /proc/sys/net/ipv4/ip_forward",
             "write 1 to /proc/sys/net/ipv4/conf/ndbdefault/route_localnet",
+            "write 0 to /proc/sys/net/ipv4/conf/ndbdefault/arp_ignore",
         ]
     );
     // Another's bridge of that name is not ours to set.

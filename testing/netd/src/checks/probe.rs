@@ -133,3 +133,102 @@ fn in_pool(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
     (a, b, c) == (10, 1, 1)
 }
+
+const JOINED: &str = r#"
+[network.lan]
+kind = "bridge"
+uplink = "up0"
+ipv4 = { subnet = "10.1.0.0/16", pool = "10.1.1.0-10.1.1.255" }
+probe = "400ms"
+"#;
+
+/// An address and an identity that a host has given are its own from the first moment, though no guest answers yet; and no
+/// longer than they are given.
+pub(crate) fn address_defended() {
+    let (left, right) = (Space::new("left"), Space::new("right"));
+    space::join((&left, "up0"), (&right, "up0"));
+    let (here, there) = (Netd::start(&left, JOINED), Netd::start(&right, JOINED));
+    let (here, there) = (here.client(), there.client());
+    // Nobody opens the taps: no guest answers.
+    let given = attach_one(here, "given", at("lan", "10.1.0.7"));
+    let computed = attach_one(here, "computed", nic("lan"));
+    let same = |id: &str, nic: net::Nic| net::AttachRequest {
+        identity: machine(id, &[]).identity,
+        ..machine(&format!("like-{id}"), &[nic])
+    };
+    let mut waited = Duration::ZERO;
+    for _ in 0..3 {
+        for (address, what) in [
+            ("10.1.0.7", "given"),
+            (&guest::ipv4(&computed).to_string(), "computed"),
+        ] {
+            let began = Instant::now();
+            let refused = there
+                .attach(&machine("late", &[at("lan", address)]))
+                .expect_err("the address is given on another host");
+            waited += began.elapsed();
+            assert_eq!(
+                (refused.code, refused.detail.reason.as_str()),
+                (Code::AlreadyExists, "address-taken"),
+                "{what}: {refused}"
+            );
+            assert!(
+                refused.detail.retryable && refused.sentence.contains(address),
+                "{refused}"
+            );
+            let refused = there
+                .attach(&same(what, nic("lan")))
+                .expect_err("the identity lives on another host");
+            assert_eq!(
+                (refused.code, refused.detail.reason.as_str()),
+                (Code::AlreadyExists, "identity-held"),
+                "{what}: {refused}"
+            );
+            assert!(refused.detail.retryable, "{refused}");
+        }
+    }
+    // The other way round, and what nobody has is had at once by whoever asks for it.
+    let theirs = attach_one(there, "theirs", at("lan", "10.1.0.9"));
+    taken(
+        here.attach(&machine("late", &[at("lan", "10.1.0.9")])),
+        "10.1.0.9",
+    );
+    assert_eq!(there.list(), [theirs]);
+
+    // As soon as the one has gone, the other one may come.
+    for (id, address) in [
+        ("given", guest::ipv4(&given)),
+        ("computed", guest::ipv4(&computed)),
+    ] {
+        here.detach(&owner(id), false).expect("nobody holds it open");
+        let moved = attach_one(
+            there,
+            &format!("like-{id}"),
+            net::Nic {
+                ipv4: address.to_string(),
+                ..nic("lan")
+            },
+        );
+        assert_eq!(guest::ipv4(&moved), address);
+        taken(
+            here.attach(&machine(id, &[at("lan", &address.to_string())])),
+            &address.to_string(),
+        );
+    }
+    // An identity moves, with all that follows from it.
+    let again = attach_one(here, "mover", nic("lan"));
+    here.detach(&owner("mover"), false).expect("nobody holds it open");
+    let moved = attach_one(there, "like-mover", nic("lan"));
+    assert_ne!(moved.mac, again.mac);
+    there
+        .detach(&owner("like-mover"), false)
+        .expect("nobody holds it open");
+    let moved = there
+        .attach(&same("mover", nic("lan")))
+        .unwrap_or_else(|refused| panic!("{refused}"));
+    assert_eq!((&moved[0].mac, &moved[0].ipv4), (&again.mac, &again.ipv4));
+    crate::harness::say(&format!(
+        "an address that is given elsewhere is refused within {} ms",
+        (waited / 6).as_millis()
+    ));
+}

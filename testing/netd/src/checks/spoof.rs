@@ -1,9 +1,11 @@
 //! Do only a guest's honest frames arrive, and does a counter tell what became of each other?
 
 mod frames;
+mod guard;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use steppe_proto::net;
 
@@ -16,6 +18,7 @@ use crate::space::{self, Space};
 use crate::tap::{Tap, contains};
 
 use frames::{Case, Party};
+use guard::Guard;
 
 const CONFIG: &str = r#"
 [network.default]
@@ -49,9 +52,13 @@ ipv6 = { prefix = "fd00:3::/64" }
 probe = "0s"
 "#;
 
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
 /// A machine whose card is ours.
 #[derive(Debug)]
 struct Card {
+    /// What the host's side of it is called.
+    name: String,
     tap: Tap,
     party: Party,
 }
@@ -71,7 +78,11 @@ impl Card {
             ipv6: (!interface.ipv6.is_empty()).then(|| guest::ipv6(&interface)),
         };
         let tap = guest::plug(host, &interface);
-        Self { tap, party }
+        Self {
+            name: interface.tap,
+            tap,
+            party,
+        }
     }
 }
 
@@ -79,7 +90,12 @@ impl Card {
 type Counts = BTreeMap<String, u64>;
 
 fn counts(host: &Space) -> Counts {
-    let listed = host.json("nft", &["-j", "list", "counters", "table", "bridge", "netd"]);
+    counts_of(host, "bridge")
+}
+
+/// Those of netd's table of this family.
+fn counts_of(host: &Space, family: &str) -> Counts {
+    let listed = host.json("nft", &["-j", "list", "counters", "table", family, "netd"]);
     let objects = listed["nftables"].as_array().into_iter().flatten();
     let counters = objects.filter_map(|object| object.get("counter"));
     counters
@@ -187,6 +203,8 @@ fn spoof(vlans: bool) {
     }
     let mut faults = Vec::new();
     let mut all = BTreeSet::new();
+    let guard = Guard::new(&host);
+    let mut guarded = Vec::new();
     for (kind, network) in kinds {
         let [me, to, victim] = ["me", "to", "victim"]
             .map(|id| Card::attach(&netd, &host, &format!("{id}-{network}"), nic(network)));
@@ -203,6 +221,21 @@ fn spoof(vlans: bool) {
         if network == "lan" {
             faults.extend(unknown(&host, &me, &to));
         }
+        let (uplink, vid) = match network {
+            "lan" => ("up0", None),
+            "tenant" => ("up1", Some(100)),
+            _ => ("up2", Some(100)),
+        };
+        let wire = (network != "default").then(|| wire::plug(&neighbour, uplink));
+        if let Some(wire) = &wire {
+            faults.extend(wire::keeps_its_place(kind, wire, vid, &me, &to));
+        }
+        faults.extend(guard.groups(kind, &me, true));
+        faults.extend(guard.taken_out(&netd, kind, &me));
+        if let ("tenant", Some(wire)) = (network, &wire) {
+            faults.extend(guard.groups_of_vlan(wire, 100, &to, true));
+        }
+        guarded.push((kind, me, to, wire));
     }
     assert_eq!(
         all,
@@ -229,6 +262,17 @@ fn spoof(vlans: bool) {
             frames::end(me.party, to.party, Some(100)),
             false,
         ));
+    }
+    // With the rules away they do arrive: the kernel hands them over, and it is the rules that keep them away.
+    guard.without(netd);
+    for (kind, me, to, wire) in &guarded {
+        let kind = format!("{kind}, without rules");
+        faults.extend(guard.groups(&kind, me, false));
+        if let ("vlan, without rules", Some(wire)) = (kind.as_str(), wire) {
+            faults.extend(guard.groups_of_vlan(wire, 100, to, false));
+        }
+        guard.answers_arp(me);
+        faults.extend(guard.alone(&kind, me, false));
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

@@ -9,6 +9,7 @@ use super::{Row, Table};
 use crate::host::{attach_one, machine, nic};
 use crate::netd::Netd;
 use crate::space::{self, Space};
+use crate::state;
 use crate::wait;
 
 const CONFIG: &str = r#"
@@ -164,7 +165,7 @@ fn full() -> Row {
     if (refused.code, refused.detail.reason.as_str()) != (Code::ResourceExhausted, "bridge-full") {
         faults.push(refused.to_string());
     }
-    if !refused.sentence.contains("1023") || !crate::state::taps(&host).is_empty() {
+    if !refused.sentence.contains("1023") || !state::taps(&host).is_empty() {
         faults.push("it does not say how many there may be, or a tap is there".to_owned());
     }
     Row {
@@ -186,6 +187,7 @@ impl Drop for End<'_> {
 /// Links come and go all the while, so that no dump of them is in one piece.
 fn interrupted(host: &Space, mut netd: Netd<'_>) -> Row {
     let before = netd.client().list();
+    let whole = state::ours(host);
     let mut table = Table::new(host);
     let ends = AtomicBool::new(false);
     let said = std::thread::scope(|scope| {
@@ -207,12 +209,13 @@ fn interrupted(host: &Space, mut netd: Netd<'_>) -> Row {
         }
         "five restarts between links that come and go: all is as it was".to_owned()
     });
+    // Of the filter, too, a little later than the tap.
     wait::until("what was detached is deleted", || {
-        let count = crate::state::taps(host).len();
-        if count == before.len() {
+        let difference = state::difference(&whole, &state::ours(host));
+        if difference.is_empty() {
             Ok(())
         } else {
-            Err(format!("{count} taps"))
+            Err(difference)
         }
     });
     table.row("a dump of links that is interrupted", &said, &[]);

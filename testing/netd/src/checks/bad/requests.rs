@@ -34,6 +34,12 @@ probe = "0s"
 kind = "bridge"
 probe = "0s"
 
+[network.theirs]
+kind = "bridge"
+bridge = "br0"
+ipv4 = { subnet = "10.5.0.0/24", pool = "10.5.0.8-10.5.0.8" }
+probe = "0s"
+
 [network.aware]
 kind = "vlan-aware"
 uplink = "up1"
@@ -82,6 +88,10 @@ pub(super) fn rows() -> Vec<Row> {
     let neighbour = Space::new("requests-neighbour");
     space::join((&host, "up0"), (&neighbour, "eth0"));
     space::join((&host, "up1"), (&neighbour, "eth1"));
+    host.ip("address add 192.0.2.1/24 dev lo\n\
+         link add br0 type bridge\n\
+         link set br0 up\n\
+         address add 10.5.0.8/24 dev br0");
     let netd = Netd::start(&host, CONFIG);
     let client = netd.client();
     let held = net::Nic {
@@ -110,7 +120,7 @@ pub(super) fn rows() -> Vec<Row> {
     table.row(
         "network nosuch",
         &said,
-        &["\"nosuch\"", "aware, bare, default, lan, small"],
+        &["\"nosuch\"", "aware, bare, default, lan, small, theirs"],
     );
     for (address, word) in [
         ("10.2.0.5", "outside"),
@@ -148,6 +158,20 @@ pub(super) fn rows() -> Vec<Row> {
         "a pool of which every address is used",
         &said,
         &["small", "10.2.0.8"],
+    );
+    let said = client.attach(&machine("bad", &[at("theirs", "10.5.0.8")]));
+    let said = sentence(said, Code::AlreadyExists, "address-taken");
+    table.row(
+        "an address that the host has on the operator's bridge",
+        &said,
+        &["nics[0].ipv4", "10.5.0.8", "this host itself", "br0"],
+    );
+    let said = client.attach(&machine("bad", &[nic("theirs")]));
+    let said = sentence(said, Code::ResourceExhausted, "pool-exhausted");
+    table.row(
+        "a pool of which the host has every address",
+        &said,
+        &["theirs", "10.5.0.8"],
     );
     let twin = AttachRequest {
         identity: holder.identity.clone(),
@@ -249,6 +273,15 @@ pub(super) fn rows() -> Vec<Row> {
         ),
     ] {
         invalid(&mut table, input, &ports(&[bad]), &["nics[0].ports", word]);
+    }
+    for elsewhere in ["192.0.2.2", "10.83.0.9"] {
+        let request = ports(&[tcp("192.0.2.1", 8082, 80), tcp(elsewhere, 8081, 80)]);
+        let said = sentence(client.attach(&request), Code::Unavailable, "unavailable");
+        table.row(
+            &format!("a port of {elsewhere}, which the host does not have"),
+            &said,
+            &["nics[0].ports", elsewhere, "tcp port 8081", "doesn't have"],
+        );
     }
     let once = tcp("192.0.2.1", 8081, 80);
     invalid(

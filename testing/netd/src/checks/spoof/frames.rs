@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::ALL_NODES;
 use crate::frame::{
     Arp, BROADCAST, DOT1AD, DOT1Q, Discovery, Mac, arp, discovery, ether, link_local, llc_snap,
     multicast_mac, tagged, udp4, udp6,
@@ -25,7 +26,6 @@ pub(super) struct Case {
     pub(super) dies: Option<&'static str>,
 }
 
-const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 const ALL_DHCP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 const ALL_LISTENERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
