@@ -269,8 +269,8 @@ const TASK: &[Key] = &[
         "network",
         Kind::Blocks(NETWORK),
         "",
-        "a network interface; the first is eth0. The first with an address from netd, IPv4 before IPv6, is what services with \
-         address_mode = \"driver\" register, and by default, unless its network is of kind nat",
+        "a network interface; the first is eth0. Services with address_mode = \"driver\" register the first address that other \
+         hosts reach, IPv4 before IPv6, and do so by default; where all networks are of kind nat, the first of those if they ask",
         "network { … }",
     ),
 ];
@@ -346,8 +346,8 @@ const NETWORK: &[Key] = &[
         "ports",
         Kind::StringList,
         "[]",
-        "labels of Nomad ports that lead into the guest, TCP unless \"/udp\" is added; the guest's port is the job's `to`, \
-         else port_map's, else the host's number. For \"user\" and networks of kind nat",
+        "labels of Nomad ports that lead into the guest, TCP unless \"/udp\" is added; the guest's port is \
+         port_map's, else the job's `to`, else the host's number. For \"user\" and networks of kind nat",
         "ports = [\"http\", \"dns/udp\"]",
     ),
     key(

@@ -248,12 +248,19 @@ pub struct Advertised {
     pub ports: BTreeMap<String, u16>,
 }
 
-/// The address that Nomad is told: the first IPv4 one, else the first of IPv6. `None` where the VM has none of its own.
+/// The address that Nomad is told: the first that other hosts reach, else the first; of IPv4 before IPv6. `None` where the VM has
+/// none of its own.
 #[must_use]
 pub fn advertised(vm: &Vm, interfaces: &[Interface]) -> Option<Advertised> {
-    let mut taps = vm.taps().zip(interfaces);
-    let ipv4 = taps.clone().find(|(_, interface)| !interface.ipv4.is_empty());
-    let (asked, interface) = ipv4.or_else(|| taps.find(|(_, interface)| !interface.ipv6.is_empty()))?;
+    let rank = |interface: &Interface| {
+        let address = interface.ipv4.is_empty();
+        (!interface.address().is_empty()).then_some((interface.kind == KIND_NAT, address))
+    };
+    let taps = vm.taps().zip(interfaces);
+    // Of those of one rank, the first.
+    let (asked, interface) = taps
+        .filter(|(_, interface)| rank(interface).is_some())
+        .min_by_key(|(_, interface)| rank(interface))?;
     let forwards = asked
         .forwards
         .iter()

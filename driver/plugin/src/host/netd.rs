@@ -259,11 +259,15 @@ impl Events<'_> {
     }
 }
 
-/// Gives all of a VM's interfaces back. A netd that is being restarted is waited for.
-pub(crate) async fn detach(socket: &Path, owner: Owner) -> Result<(), NetdError> {
+/// Gives all of a VM's interfaces back. A netd that is being restarted is waited for; `moved` is where it may listen by now.
+pub(crate) async fn detach(socket: &Path, moved: Option<&Path>, owner: Owner) -> Result<(), NetdError> {
     let deadline = tokio::time::Instant::now() + RESTART_TIMEOUT;
     loop {
-        let error = match Netd::at(socket).detach(owner.clone()).await {
+        let detached = match (Netd::at(socket).detach(owner.clone()).await, moved) {
+            (Err(NetdError::Silent(_)), Some(moved)) => Netd::at(moved).detach(owner.clone()).await,
+            (detached, _) => detached,
+        };
+        let error = match detached {
             Err(error @ NetdError::Silent(_)) if tokio::time::Instant::now() < deadline => error,
             done => return done,
         };

@@ -34,7 +34,7 @@ use crate::service::Driver;
 const SYNC_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long netd may be away before that is the driver's health: a restart takes less, and is nobody's business.
-const AWAY_GRACE: Duration = Duration::from_millis(700);
+const AWAY_GRACE: Duration = Duration::from_secs(3);
 
 /// Pause between two tries to reach it: while it may be back any moment, and later.
 const RETRY_INTERVAL: Duration = Duration::from_millis(150);
@@ -42,6 +42,9 @@ const RETRY_INTERVAL_AWAY: Duration = Duration::from_millis(500);
 
 /// How long whoever needs the networks waits until it is known whether there are any.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a start waits for a netd that is away: it may just be back, and nobody has noticed.
+const BACK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is known of netd, and who finds it out.
 #[derive(Debug)]
@@ -72,6 +75,18 @@ impl Networks {
         let mut view = self.view();
         let known = view.wait_for(|view| view.state != State::Unknown);
         drop(tokio::time::timeout(FIRST_TIMEOUT, known).await);
+        self.view.borrow().clone()
+    }
+
+    /// The same for a start: what is away may just be back.
+    pub(crate) async fn view_for_start(&self) -> View {
+        let first = self.first_view().await;
+        if !matches!(first.state, State::Away(_)) {
+            return first;
+        }
+        let mut view = self.view();
+        let back = view.wait_for(|view| !matches!(view.state, State::Away(_)));
+        drop(tokio::time::timeout(BACK_TIMEOUT, back).await);
         self.view.borrow().clone()
     }
 

@@ -70,7 +70,7 @@ pub(crate) async fn start(driver: &Arc<Driver>, order: Order) -> Result<Started,
 async fn start_in_turn(driver: &Arc<Driver>, order: &Arc<Order>) -> Result<Started, Failure> {
     let instance = driver.instance()?;
     let netd = match instance.options.netd {
-        Some(_) => driver.networks.first_view().await,
+        Some(_) => driver.networks.view_for_start().await,
         None => netd::View::default(),
     };
     let mut prepared = {
@@ -188,7 +188,7 @@ fn prepare(
     if instance.options.hardening == Hardening::Required && !lacking.is_empty() {
         return Err(Failure::Denied(lacks(&lacking)));
     }
-    memory_for(&checked.vm)?;
+    memory_for(&checked.vm, &places)?;
 
     let header = Header {
         version: RECORD_VERSION,
@@ -289,8 +289,13 @@ struct Machine<'a> {
 }
 
 /// Refuses a machine that the host has no memory for right now.
-fn memory_for(vm: &Vm) -> Result<(), Failure> {
-    let needed = memory::limit_bytes(vm);
+fn memory_for(vm: &Vm, places: &Places) -> Result<(), Failure> {
+    // With what is told to its guest of networks the initrd is copied into memory, where it stays.
+    let initrd = vm.initrd.as_ref().filter(|_| vm.taps().next().is_some());
+    let copied = initrd
+        .and_then(|initrd| std::fs::metadata(places.of(initrd).join(&initrd.path)).ok())
+        .map_or(0, |initrd| initrd.len());
+    let needed = memory::limit_bytes(vm).saturating_add(copied);
     match host_memory::available_bytes() {
         Some(available) if available < needed => Err(Failure::Retryable(format!(
             "the host has {} MiB of memory available, the VM needs {} MiB ({} for its guest, {} beside it): stop something, \

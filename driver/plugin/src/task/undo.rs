@@ -52,6 +52,8 @@ pub(crate) struct Undo {
     pub(crate) leases: PathBuf,
     /// This driver instance.
     pub(crate) instance: String,
+    /// Where the options say that netd listens: its socket may have moved since the VM was started.
+    pub(crate) netd: Option<PathBuf>,
 }
 
 /// Why not everything was taken back.
@@ -147,6 +149,7 @@ pub(crate) fn undo_of(instance: &Instance, state: &StateDir, key: &str) -> Undo 
         run_directory: instance.options.run_dir.join(state.instance()).join(key),
         leases: instance.options.run_dir.join(UIDS),
         instance: state.instance().to_owned(),
+        netd: instance.options.netd.clone(),
     }
 }
 
@@ -326,7 +329,8 @@ impl Undo {
             }
             UndoStep::RemoveCgroups { leaves } => cgroup::remove(leaves)?,
             UndoStep::DetachNetwork { socket } => {
-                Handle::try_current()?.block_on(netd::detach(socket, self.netd_owner()))?;
+                let moved = self.netd.as_deref().filter(|now| now != socket);
+                Handle::try_current()?.block_on(netd::detach(socket, moved, self.netd_owner()))?;
             }
             UndoStep::RemoveRunDirectory { path } => match std::fs::remove_dir_all(path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -466,6 +470,7 @@ mod tests {
             run_directory: path("run/i").join(&key),
             leases: path("run/uids"),
             instance: "i".into(),
+            netd: None,
         };
         let header = Header {
             version: RECORD_VERSION,

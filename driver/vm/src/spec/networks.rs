@@ -384,6 +384,11 @@ fn forward(spec: &NetworkSpec, port: &AllocatedPort, protocol: Protocol) -> Resu
     })
 }
 
+/// A name as one part of an identity: jobs and groups may have slashes in theirs.
+fn one_part(name: &str) -> String {
+    name.replace('%', "%25").replace('/', "%2F")
+}
+
 /// What netd computes addresses from: for a job's VM what stays when it is started again or moves, else what is new with each
 /// allocation. The task is in it because two tasks of a group may be on one network.
 pub(super) fn identity(allocated: &Allocated, of_allocation: bool) -> Result<String, NetworkError> {
@@ -392,10 +397,9 @@ pub(super) fn identity(allocated: &Allocated, of_allocation: bool) -> Result<Str
         format!("{}/{}", whose.alloc_id, whose.task)
     } else {
         let index = whose.index.ok_or(NetworkError::NoIndex)?;
-        format!(
-            "{}/{}/{}/{}/{index}",
-            whose.namespace, whose.job, whose.group, whose.task
-        )
+        let names = [&whose.namespace, &whose.job, &whose.group, &whose.task];
+        let names = names.map(|name| one_part(name));
+        format!("{}/{index}", names.join("/"))
     };
     if identity.len() > IDENTITY_MAX_BYTES {
         return Err(NetworkError::Identity(identity.len()));
