@@ -32,7 +32,7 @@ for program in $programs; do
     # Renamed into place: the old file may be running.
     from=$CARGO_TARGET_DIR/$built
     [ "$program" != microvm-shim ] || from=${static:-$from}
-    cp "$from/$program" "$CARGO_TARGET_DIR/$folder/.$program.part"
-    mv "$CARGO_TARGET_DIR/$folder/.$program.part" "$CARGO_TARGET_DIR/$folder/$program"
+    cp "$from/$program" "$CARGO_TARGET_DIR/$folder/.$program.$$"
+    mv "$CARGO_TARGET_DIR/$folder/.$program.$$" "$CARGO_TARGET_DIR/$folder/$program"
 done
 echo "$CARGO_TARGET_DIR/$folder"

@@ -28,8 +28,5 @@ echo "${STEPPE_OPERATIONS:=1000} random starts, stops and kills, beside a model 
 export STEPPE_OPERATIONS
 testing/nomad/test.sh -test.run '^TestSoakRandom$'
 
-echo "two machines that stream while netd is restarted, replaced, and away for a minute"
-STEPPE_NETD_AWAY=60 cargo run --quiet --locked --package steppe-e2e -- --net stream_over_restart
-
 echo "$((STEPPE_OPERATIONS * 10)) random requests, changes and kills of netd"
 STEPPE_OPERATIONS=$((STEPPE_OPERATIONS * 10)) cargo run --quiet --locked --package steppe-netd-checks -- netd_random

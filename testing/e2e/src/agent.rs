@@ -14,6 +14,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::api::{Api, Node};
+use crate::harness::say;
+use crate::host;
 use crate::namespace::{self, Namespace};
 use crate::process::{self, Process};
 use crate::scratch::MARK;
@@ -330,6 +332,35 @@ pub(crate) struct Client {
     pub(crate) plugins: PathBuf,
     run_dir: PathBuf,
     node: Mutex<Option<String>>,
+}
+
+/// An agent that ends leaves its VMs alone. What a check leaves behind, failed or not, would be in the way of the next.
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.agent.terminate();
+        let vms = host::vms(self);
+        for vm in &vms {
+            process::signal(vm.shim, Signal::KILL);
+        }
+        let pids = || {
+            vms.iter()
+                .flat_map(|vm| vm.others.iter().copied().chain([vm.shim]))
+        };
+        let gone = wait::try_until(END_LIMIT, || {
+            let left: Vec<_> = pids().filter_map(process::one).collect();
+            if left.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{left:?}"))
+            }
+        });
+        if let Err(left) = gone {
+            say(&format!(
+                "    of the VMs of client {}, these live on: {left}",
+                self.name
+            ));
+        }
+    }
 }
 
 /// What a client is started with.

@@ -338,7 +338,8 @@ impl<'w> Job<'w> {
     #[track_caller]
     pub(crate) fn wait_console(&self, words: &str) -> String {
         wait::until(&format!("{}: {words:?} in the log", self.id), BOOT_LIMIT, || {
-            let log = self.api.log(&self.allocation, "stdout")?;
+            let log = self.api.log(&self.allocation, "stdout");
+            let log = log.map_err(|error| format!("{error}; {}", self.look().story()))?;
             if log.contains(words) {
                 return Ok(log);
             }

@@ -46,7 +46,6 @@ ENVIRONMENT (testing/prepare.sh builds it all and sets the first six)
   STEPPE_STUB_DIR         folder with the stub guest's kernel; what testing/guest/stub/build.sh prints, unless set
   STEPPE_CYCLES           start/stop cycles of e2e_cycles, 40 unless set
   STEPPE_PARALLEL         how many of them at a time, 8 unless set
-  STEPPE_NETD_AWAY        seconds for which stream_over_restart stops netd, 10 unless set
   STEPPE_WITHOUT          a capability that unit_privileges leaves out, to see what it is there for, such as CAP_KILL
   STEPPE_KEEP             set: the scratch folder in /tmp stays, without processes and mounts
 

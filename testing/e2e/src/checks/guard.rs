@@ -348,7 +348,7 @@ pub(super) fn pinned_cores(world: &World) {
             &format!("nobody is left in {}", group.display()),
             seconds(90),
             || {
-                let left = members(group);
+                let left: Vec<_> = members(group).into_iter().filter_map(process::one).collect();
                 if left.is_empty() {
                     Ok(())
                 } else {

@@ -13,6 +13,8 @@ use serde_json::Value;
 
 use crate::agent::Client;
 use crate::api::{TASK, now_ns};
+use crate::checks::witness::wait_nothing_left;
+use crate::harness::side_by_side;
 use crate::host;
 use crate::job::{Job, Order};
 use crate::process;
@@ -227,6 +229,8 @@ pub(super) fn stats_true(world: &World) {
     assert!(least_busy > most_idle, "busy {least_busy} %, idle {most_idle} %");
 
     command_line(world, &client, &vms);
+    let _ended = side_by_side(2, &vms, |vm| vm.job.stop_and_wait());
+    wait_nothing_left(&client);
 }
 
 /// Looks at /proc for as long as something is done.

@@ -98,7 +98,10 @@ pub(super) fn skew(net: &Net) {
         host.netd
             .start_with(&[("STEPPE_NETD_API", &format!("{version}-{version}"))]);
         client.wait_healthy(&net.api);
-        let job = net.run(&Order::stub("skew", "").tenant("auto").on(client));
+        let mut order = Order::stub("skew", "").tenant("auto").on(client);
+        // The server may still have the health of the last netd.
+        order.restarts = 100;
+        let job = net.run(&order);
         let _console = job.wait_console(crate::job::STUB_READY);
         assert_eq!(host.netd.of(&job.allocation).len(), 1, "version {version}");
         let _ended = job.stop_and_wait();

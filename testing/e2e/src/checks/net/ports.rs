@@ -1,12 +1,20 @@
 //! Do Nomad's ports lead to a guest, and do its services have the right address?
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+
 use serde_json::{Value, json};
 
 use super::addresses::{Addresses, answers};
+use crate::agent::PLUGIN;
 use crate::api;
+use crate::checks::witness::terminate;
 use crate::hosts::{Host, Net, SWITCH};
 use crate::job::Order;
 use crate::wait::{self, seconds};
+use crate::world::{place, required};
 
 /// The first page of the guest's, at an address.
 fn page(address: &str) -> Result<(), String> {
@@ -83,13 +91,49 @@ pub(super) fn three_ways(net: &Net) {
     assert!(refused.is_err(), "the port still leads somewhere");
 }
 
-/// Services with the guest's own address and port, however they ask for it; they are gone before the guest powers off.
+/// Where the plugin is about to have a guest's power button pressed.
+const BEFORE_POWER_BUTTON: &str = "stop.power-button.before";
+
+/// Has a client launch the plugin that was built with crash points. What comes is held at this one until it is dropped; all
+/// others are passed.
+fn hold_at(net: &Net, host: &Host, point: &'static str) -> Receiver<UnixStream> {
+    let scratch = net.scratch.path();
+    let (programs, path) = (scratch.join("points"), scratch.join("points.sock"));
+    place(&required("STEPPE_POINTS_PLUGIN_DIR", PLUGIN), &programs);
+    let listener = UnixListener::bind(&path).expect("a socket can be made in the scratch folder");
+    let (tell, held) = channel();
+    // It ends with the run.
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let mut line = String::new();
+            // It says its name at once, or has been killed.
+            if BufReader::new(&connection).read_line(&mut line).is_ok() && line.starts_with(point) {
+                // Whoever held it may be gone.
+                drop(tell.send(connection));
+            }
+        }
+    });
+    let client = &host.client;
+    terminate(client);
+    let option = |programs: &Path| format!("plugin_dir = \"{}\"", programs.display());
+    client
+        .agent
+        .reconfigure(&option(&client.plugins), &option(&programs));
+    client
+        .agent
+        .start_by(&["env", &format!("STEPPE_POINTS={}", path.display())]);
+    client.wait_healthy(&net.api);
+    held
+}
+
+/// Services with the guest's own address and port, however they ask for it; they are gone before the guest is asked to power
+/// off.
 pub(super) fn service_driver_address(net: &Net) {
+    let [host] = net.own_hosts("s", 1).try_into().expect("one was asked for");
+    let held = hold_at(net, &host, BEFORE_POWER_BUTTON);
     // Address mode and port: a number of the guest's, or a label of the group's with `to`. "auto" is the same on such a network.
     const SERVICES: [(&str, &str); 3] = [("driver", "80"), ("driver", "http"), ("auto", "http")];
-    let mut order = Order::guest("service", "steppe.httpd")
-        .on(&net.hosts[0].client)
-        .service();
+    let mut order = Order::guest("service", "steppe.httpd").on(&host.client).service();
     order.ports.push(("http".to_owned(), 80));
     order = order.tenant("auto");
     let name = |(mode, port): (&str, &str)| format!("own-{mode}-{port}");
@@ -122,15 +166,24 @@ pub(super) fn service_driver_address(net: &Net) {
     answers(&guest.ipv4);
 
     job.stop();
-    // When the guest says this, it has seen its power button: the services must have gone before.
-    let _console = job.wait_console("steppe-guest: powering off");
+    let asked = held
+        .recv_timeout(seconds(60))
+        .expect("the driver is about to press the power button");
+    // Nothing was asked of the guest yet.
     for service in SERVICES {
         assert_eq!(
             registered(service),
             Ok(Vec::new()),
-            "{} outlived its guest",
+            "{} is there when its guest is asked to power off",
             name(service)
         );
     }
+    answers(&guest.ipv4);
+    assert!(
+        !job.console().contains("powering off"),
+        "the guest was asked already"
+    );
+    drop(asked);
+    let _console = job.wait_console("steppe-guest: powering off");
     let _ended = job.wait_terminal();
 }

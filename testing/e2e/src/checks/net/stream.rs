@@ -7,8 +7,8 @@ use crate::job::{Job, Order};
 use crate::wait::{self, seconds};
 use crate::world::required;
 
-/// How long netd is away at a time, in seconds, where it isn't said: a minute is for the soak.
-const AWAY: u64 = 10;
+/// How long netd is away at a time, in seconds: whoever replaces it may take a minute.
+const AWAY: u64 = 60;
 
 /// Datagrams a second, as the guest sends them.
 const RATE: f64 = 100.0;
@@ -32,10 +32,6 @@ pub(super) fn over_restart(net: &Net) {
     let first = complete(&counts, 300);
 
     let points = required("STEPPE_POINTS_PLUGIN_DIR", crate::netd::NETD);
-    let away = std::env::var("STEPPE_NETD_AWAY").ok();
-    let away = away.map_or(AWAY, |text| {
-        text.parse().expect("STEPPE_NETD_AWAY is a number of seconds")
-    });
     let act = |what: &str, act: &dyn Fn(&crate::netd::Netd)| {
         for host in &hosts {
             act(&host.netd);
@@ -68,7 +64,7 @@ pub(super) fn over_restart(net: &Net) {
     }
     let went = Instant::now();
     let at = received(&counts).expect("it counts").0;
-    std::thread::sleep(Duration::from_secs(away));
+    std::thread::sleep(Duration::from_secs(AWAY));
     let (came, _) = complete(&counts, at);
     let seconds = went.elapsed().as_secs_f64();
     assert!(
@@ -83,7 +79,7 @@ pub(super) fn over_restart(net: &Net) {
 
     let (came, last) = complete(&counts, first.0);
     crate::harness::say(&format!(
-        "    {came} of {last} datagrams in {:.0} s, netd away for {away} s of them",
+        "    {came} of {last} datagrams in {:.0} s, netd away for {AWAY} s of them",
         began.elapsed().as_secs_f64()
     ));
     let _ended = sends.stop_and_wait();
