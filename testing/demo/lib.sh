@@ -212,6 +212,11 @@ client {
 
   # Nothing of the demo is reached from another machine.
   network_interface = "lo"
+
+  # On a disk that is fairly full, the logs of what has ended would be gone at once.
+  gc_max_allocs            = 1000
+  gc_disk_usage_threshold  = 99
+  gc_inode_usage_threshold = 99
   options = {
     "driver.allowlist"     = "${AGENTS_DRIVERS:-microvm}"
     "fingerprint.denylist" = "env_aws,env_azure,env_digitalocean,env_gce"
