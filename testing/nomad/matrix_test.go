@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,8 +31,8 @@ const (
 	deathLimit = 10 * time.Second
 	// What the host may take to be as before after the last call, which has waited for that. Less than the reaper's interval.
 	cleanLimit = 5 * time.Second
-	// The same where nobody asks any more, and the reaper has to find what is left.
-	reapLimit = 30 * time.Second
+	// The same where nobody asks any more, and the reaper has to find what is left. After half a minute netd does, too.
+	reapLimit = 20 * time.Second
 )
 
 var (
@@ -105,13 +107,13 @@ var crashPaths = []crashPath{
 
 var (
 	startSteps = []string{
-		"start.record", "start.uids", "start.run-directory", "start.cgroups", "start.plan", "start.shim", "start.prepared",
-		"start.running", "start.continue", "start.answer",
+		"start.record", "start.uids", "start.run-directory", "start.network", "start.cgroups", "start.plan", "start.shim",
+		"start.prepared", "start.running", "start.continue", "start.answer",
 	}
 	shimStartSteps = []string{"shim.cgroups", "shim.listen", "shim.supervisor", "shim.execute"}
 	undoSteps      = []string{
-		"undo.named", "undo.end-shim", "undo.kill-cgroups", "undo.remove-cgroups", "undo.remove-run-directory",
-		"undo.release-uids", "undo.remove-record",
+		"undo.named", "undo.end-shim", "undo.kill-cgroups", "undo.remove-cgroups", "undo.detach-network",
+		"undo.remove-run-directory", "undo.release-uids", "undo.remove-record",
 	}
 	recoverSteps = []string{"recover.read", "recover.connect", "recover.adopt"}
 )
@@ -120,6 +122,7 @@ var (
 type crashCase struct {
 	t      *testing.T
 	path   crashPath
+	netd   *netd
 	plugin *plugin
 	vm     *vm
 	handle *drivers.TaskHandle
@@ -136,6 +139,7 @@ func TestCrashMatrix(t *testing.T) {
 	_ = pointsDir(t)
 	initCgroups(t)
 	must.True(t, os.Getuid() == 0 && cgroupslib.GetMode() != cgroupslib.OFF, must.Sprint("needs root and control groups"))
+	netd := startNetd(t)
 	stops := listenForPoints(t)
 
 	type job struct {
@@ -171,7 +175,7 @@ func TestCrashMatrix(t *testing.T) {
 						outcome = "not asked for" // by -test.run
 						t.Run(strings.ReplaceAll(one.path.name, " ", "-")+"/"+one.point+"/"+victim, func(t *testing.T) {
 							outcome = "FAILED"
-							outcome = crash(t, stops, one.path, one.point, victim, absent)
+							outcome = crash(t, stops, netd, one.path, one.point, victim, absent)
 						})
 					}
 					lock.Lock()
@@ -225,6 +229,8 @@ func TestCrashMatrix(t *testing.T) {
 		t.Errorf("point %s was never reached", point)
 	}
 	must.GreaterEq(t, 40, len(rows))
+	must.Len(t, 0, taps(t))
+	netd.end()
 	noneLeft(t, killLimit)
 }
 
@@ -234,14 +240,17 @@ func pointsDir(t *testing.T) string {
 }
 
 // crash does one case. Victims that are not there at this point go into absent.
-func crash(t *testing.T, stops *stops, path crashPath, point, victim string, absent map[string]bool) string {
-	options := stubOptions(t)
+func crash(
+	t *testing.T, stops *stops, netd *netd, path crashPath, point, victim string, absent map[string]bool,
+) string {
+	options := with(stubOptions(t), "netd", netd.socket)
 	if path.grace != "" {
 		options = with(options, "orphan_grace", path.grace)
 	}
-	c := &crashCase{t: t, path: path, plugin: startPluginWith(t, pointsDir(t), options)}
+	c := &crashCase{t: t, path: path, netd: netd, plugin: startPluginWith(t, pointsDir(t), options)}
 	c.attend()
-	config := stub(path.words)
+	// All are of one job, group and task.
+	config := stub(path.words) + "\nidentity = \"alloc\"\nnetwork {\n name = \"default\"\n}"
 	if path.name == "start that fails" {
 		config += "\nnetwork {\n name = \"user\"\n ports = [\"http\"]\n}"
 	}
@@ -305,6 +314,7 @@ func crash(t *testing.T, stops *stops, path crashPath, point, victim string, abs
 	if waited := time.Since(began); path.grace != "" && waited > 500*time.Millisecond {
 		outcome = fmt.Sprintf("reaped, %.1f s", waited.Seconds())
 	}
+	must.StrNotContains(t, c.netd.list(t), c.vm.config.AllocID)
 	c.plugin.instance.Kill()
 	if len(victims) == 0 {
 		return "-"
@@ -334,7 +344,13 @@ func (c *crashCase) relaunch() {
 }
 
 func (c *crashCase) traces() traces {
-	return c.plugin.tracesOf(filepath.Dir(c.plugin.options["state_dir"].(string)), c.vm.config.AllocID)
+	found := c.plugin.tracesOf(filepath.Dir(c.plugin.options["state_dir"].(string)), c.vm.config.AllocID)
+	for _, tap := range taps(c.t) {
+		if strings.Contains(tap, c.vm.config.AllocID) {
+			found.things = append(found.things, "link "+tap)
+		}
+	}
+	return found
 }
 
 // find returns the processes that are the victim, at this moment. While a point of the start stops the plugin, its shim
@@ -585,6 +601,101 @@ func (c *crashCase) ended(results <-chan *drivers.ExitResult) *drivers.ExitResul
 	must.NoError(c.t, c.destroy())
 	c.unknown()
 	return result
+}
+
+// netd is the daemon whose network the VMs are on.
+type netd struct {
+	program, config, socket string
+	process                 *exec.Cmd
+}
+
+// startNetd starts the one without crash points, which are testing/netd's. Where nobody says anything it has one network,
+// `default`. That makes links, filters and rules, so it must not be the host's network.
+func startNetd(t *testing.T) *netd {
+	t.Helper()
+	links, err := net.Interfaces()
+	must.NoError(t, err)
+	for _, link := range links {
+		own := link.Flags&net.FlagLoopback != 0 || link.Flags&net.FlagUp == 0
+		must.True(t, own, must.Sprintf("%s: this is the host's network: run testing/nomad/test.sh", link.Name))
+	}
+
+	dir, err := os.MkdirTemp("", "n")
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	d := &netd{
+		program: filepath.Join(pluginDir(t), "netd"),
+		config:  filepath.Join(dir, "netd.toml"),
+		socket:  filepath.Join(dir, "netd.sock"),
+	}
+	must.NoError(t, os.WriteFile(d.config, fmt.Appendf(nil, "[daemon]\nsocket = %q\n", d.socket), 0o644))
+	d.process = exec.Command(d.program, "serve", "--config", d.config)
+	log, err := os.Create(filepath.Join(dir, "netd.log"))
+	must.NoError(t, err)
+	d.process.Stderr = log
+	must.NoError(t, d.process.Start())
+	_ = log.Close()
+	t.Cleanup(func() {
+		d.end()
+		if text, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
+			t.Logf("netd's log:\n%s", text)
+		}
+	})
+	eventually(t, pointLimit, "netd answers", func() (bool, string) {
+		conn, err := net.Dial("unix", d.socket)
+		if err != nil {
+			return false, err.Error()
+		}
+		_ = conn.Close()
+		return true, ""
+	})
+	return d
+}
+
+// end ends it, if it runs.
+func (d *netd) end() {
+	if d.process.ProcessState == nil {
+		_ = d.process.Process.Signal(unix.SIGTERM)
+		_ = d.process.Wait()
+	}
+}
+
+// list is every interface that it knows of.
+func (d *netd) list(t *testing.T) string {
+	t.Helper()
+	text, err := exec.Command(d.program, "list", "--json", "--config", d.config).Output()
+	must.NoError(t, err)
+	return string(text)
+}
+
+// taps are all of netd's links to machines: the name, and the alias, which says whose it is.
+func taps(t *testing.T) []string {
+	t.Helper()
+	table, err := syscall.NetlinkRIB(unix.RTM_GETLINK, unix.AF_UNSPEC)
+	must.NoError(t, err)
+	links, err := syscall.ParseNetlinkMessage(table)
+	must.NoError(t, err)
+	var found []string
+	for _, link := range links {
+		if link.Header.Type != unix.RTM_NEWLINK {
+			continue
+		}
+		attributes, err := syscall.ParseNetlinkRouteAttr(&link)
+		must.NoError(t, err)
+		var name, alias string
+		for _, one := range attributes {
+			switch text := strings.TrimRight(string(one.Value), "\x00"); one.Attr.Type {
+			case unix.IFLA_IFNAME:
+				name = text
+			case unix.IFLA_IFALIAS:
+				alias = text
+			}
+		}
+		if strings.HasPrefix(name, "ndt") {
+			found = append(found, name+" "+alias)
+		}
+	}
+	return found
 }
 
 // stops is what the crash points connect to.
