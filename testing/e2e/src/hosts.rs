@@ -74,8 +74,13 @@ impl Net {
 
     /// Hosts that only one check has: they are named after a letter, and reached by it.
     pub(crate) fn own_hosts(&self, letter: &str, count: usize) -> Vec<Host> {
+        self.own_hosts_with(letter, count, "")
+    }
+
+    /// The same where the driver has further options.
+    pub(crate) fn own_hosts_with(&self, letter: &str, count: usize, further: &str) -> Vec<Host> {
         let hosts: Vec<Host> = (1..=count)
-            .map(|number| self.host(&format!("{letter}{number}")))
+            .map(|number| self.host(&format!("{letter}{number}"), further))
             .collect();
         for host in &hosts {
             host.netd.start();
@@ -88,13 +93,13 @@ impl Net {
     }
 
     /// A host on which nothing is started yet.
-    fn host(&self, name: &str) -> Host {
+    fn host(&self, name: &str, further: &str) -> Host {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let address = Ipv4Addr::new(192, 0, 2, number);
         let namespace = Namespace::new(self.scratch.path(), name, address);
         join(&namespace, name);
         let netd = Netd::new(&namespace, &self.scratch.path().join(name), &self.programs);
-        let options = format!("{}    netd = {:?}\n", self.options(), netd.socket());
+        let options = format!("{}    netd = {:?}\n{further}", self.options(), netd.socket());
         let client = self.client_with(name, &options, |setup| setup.place = Place::on(&namespace));
         Host {
             client,

@@ -1,5 +1,7 @@
 //! What was this program told, in QEMU's words and in its own?
 
+use serde_json::Value;
+
 /// The part of QEMU's command line that matters here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Arguments {
@@ -13,6 +15,8 @@ pub(crate) struct Arguments {
     pub(crate) disks: Vec<i64>,
     /// Descriptors of kernel and initrd.
     pub(crate) images: Vec<i64>,
+    /// Descriptors of the queues of tap devices.
+    pub(crate) taps: Vec<i64>,
     /// What the guest's kernel is told.
     pub(crate) words: Vec<String>,
 }
@@ -42,6 +46,11 @@ impl Arguments {
                     }
                 }
                 "-smp" => read.vcpus = value.parse().unwrap_or(1),
+                "-netdev" => {
+                    let netdev: Value = serde_json::from_str(value).unwrap_or_default();
+                    let queues = netdev["fds"].as_str().unwrap_or_default();
+                    read.taps.extend(queues.split(':').filter_map(number));
+                }
                 "-add-fd" => read.disks.extend(part(value, "fd").and_then(number)),
                 "-kernel" | "-initrd" => {
                     let last = value.rsplit('/').next();
@@ -57,7 +66,8 @@ impl Arguments {
     /// Every descriptor that the command line explains, besides 0, 1 and 2.
     pub(crate) fn descriptors(&self) -> Vec<i64> {
         let channels = self.qmp.iter().chain(&self.console);
-        channels.chain(&self.disks).chain(&self.images).copied().collect()
+        let files = self.disks.iter().chain(&self.images).chain(&self.taps);
+        channels.chain(files).copied().collect()
     }
 }
 
@@ -119,7 +129,8 @@ mod tests {
         let read = Arguments::read(&words(
             "-name|x,debug-threads=on|-S|-chardev|socket,id=qmp,fd=3|-mon|chardev=qmp,mode=control|\
              -chardev|socket,id=console,fd=4|-smp|3|-kernel|/proc/self/fd/5|-append|quiet inmate.busy|\
-             -add-fd|fd=6,set=1|-add-fd|fd=7,set=2",
+             -add-fd|fd=6,set=1|-add-fd|fd=7,set=2|\
+             -netdev|{\"fds\":\"8:9\",\"id\":\"net0\",\"type\":\"tap\"}|-netdev|{\"id\":\"net1\",\"type\":\"user\"}",
         ));
         let expected = Arguments {
             qmp: Some(3),
@@ -127,10 +138,11 @@ mod tests {
             vcpus: 3,
             disks: vec![6, 7],
             images: vec![5],
+            taps: vec![8, 9],
             words: words("quiet|inmate.busy"),
         };
         assert_eq!(read, expected);
-        assert_eq!(read.descriptors(), [3, 4, 6, 7, 5]);
+        assert_eq!(read.descriptors(), [3, 4, 6, 7, 5, 8, 9]);
     }
 
     #[test]

@@ -38,6 +38,8 @@ USAGE
                              .uid, .key, .disk, .fifo, .log, .control, .group (of another VM), inmate.own.allocation,
                              and those that `bait` prints.
                              inmate.escape.from=NAME begins there: an attempt may end this program.
+                             inmate.escape.kind=taps tries only what can be made of a tap device, nothing of which is
+                             tried otherwise.
   qemu-inmate control WORDS…
       Tries the same unconfined, as root: that something was refused means something only where this does it. Each attempt
       has a process, mounts, a host name and a terminal of its own. One more word: inmate.supervisor.pid.

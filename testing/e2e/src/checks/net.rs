@@ -6,8 +6,9 @@ mod bad_networks;
 mod canary;
 mod ports;
 mod stream;
+mod taps;
 
-use crate::harness::Beside::Others;
+use crate::harness::Beside::{Nothing, Others};
 use crate::harness::{Check, check};
 use crate::hosts::Net;
 
@@ -31,4 +32,7 @@ pub(crate) const TABLE: &[Check<Net>] = &[
     ),
     check("e2e_ports_three_ways", Others, ports::three_ways),
     check("e2e_two_vms_ping", Others, addresses::two_vms_ping),
+    check("escape_taps", Others, taps::escape),
+    // Cores that are reserved are missed by whoever measures.
+    check("e2e_multi_queue", Nothing, taps::multi_queue),
 ];

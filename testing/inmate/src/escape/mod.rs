@@ -21,6 +21,7 @@ mod proc;
 mod processes;
 mod programs;
 mod sockets;
+mod taps;
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
@@ -55,8 +56,15 @@ const fn attempt(name: &'static str, run: fn(&Targets) -> Outcome) -> Attempt {
     Attempt { name, run }
 }
 
-/// Every attempt. Those that would end this program, if they succeed where it can't fork, come last.
-pub(crate) fn attempts() -> impl Iterator<Item = &'static Attempt> {
+/// Those of the kind that a word asks for: what can be made of a tap device, or, without the word, all others.
+pub(crate) fn attempts(targets: &Targets) -> impl Iterator<Item = &'static Attempt> {
+    let taps = targets.word("escape.kind").is_ok_and(|kind| kind == "taps");
+    let others = (!taps).then(others).into_iter().flatten();
+    others.chain(taps.then_some(taps::ATTEMPTS).into_iter().flatten())
+}
+
+/// All but taps. Those that would end this program, if they succeed where it can't fork, come last.
+fn others() -> impl Iterator<Item = &'static Attempt> {
     [
         files::ATTEMPTS,
         proc::ATTEMPTS,
@@ -166,7 +174,7 @@ mod tests {
     #[test]
     fn names_are_words_and_unique() {
         let mut seen = BTreeSet::new();
-        for Attempt { name, .. } in attempts() {
+        for Attempt { name, .. } in others().chain(taps::ATTEMPTS) {
             let plain = name
                 .bytes()
                 .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');

@@ -51,7 +51,7 @@ pub(crate) fn confined(console: &Console, targets: &Targets) {
     system::interrupt_on_alarm();
     let mut tried = 0;
     let first = targets.word("escape.from").ok();
-    for attempt in attempts().skip_while(|attempt| first.is_some_and(|first| first != attempt.name)) {
+    for attempt in attempts(targets).skip_while(|attempt| first.is_some_and(|first| first != attempt.name)) {
         // Whoever can make a process may as well be seen as many.
         let result = in_child(attempt, targets, || {}).unwrap_or_else(|_refused| in_place(attempt, targets));
         console.say(&format!("escape {} {result}", attempt.name));
@@ -63,7 +63,7 @@ pub(crate) fn confined(console: &Console, targets: &Targets) {
 /// Tries everything unconfined.
 pub(crate) fn control(targets: &Targets) -> std::result::Result<(), Error> {
     let mut tried = 0;
-    for attempt in attempts() {
+    for attempt in attempts(targets) {
         let result = in_child(attempt, targets, stand_apart)
             .map_err(|error| format!("{}: no process for it: {error}", attempt.name))?;
         writeln!(std::io::stdout(), "escape {} {result}", attempt.name)?;

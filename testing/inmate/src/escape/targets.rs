@@ -24,6 +24,8 @@ pub(crate) struct Targets {
     /// Kernel and initrd.
     images: Vec<i64>,
     disks: Vec<i64>,
+    /// Queues of its tap devices.
+    taps: Vec<i64>,
 }
 
 /// A path or another word as the kernel wants it.
@@ -48,6 +50,7 @@ impl Targets {
             explained: given.descriptors(),
             images: given.images.clone(),
             disks: given.disks.clone(),
+            taps: given.taps.clone(),
         }
     }
 
@@ -130,6 +133,12 @@ impl Targets {
         let disk = system::own(disk?)?;
         let length = call!(SYS_lseek, number(&disk), 0, libc::SEEK_END)?;
         Ok((disk, length))
+    }
+
+    /// A queue of this VM's tap device, as it was inherited.
+    pub(crate) fn tap(&self) -> Option<Result<OwnedFd, Errno>> {
+        let number = self.taps.first()?;
+        Some(call!(SYS_dup, *number).and_then(system::own))
     }
 
     /// Whether more was open than there should be.
