@@ -129,7 +129,7 @@ fn hold_at(net: &Net, host: &Host, point: &'static str) -> Receiver<UnixStream> 
 /// Services with the guest's own address and port, however they ask for it; they are gone before the guest is asked to power
 /// off.
 pub(super) fn service_driver_address(net: &Net) {
-    let [host] = net.own_hosts("s", 1).try_into().expect("one was asked for");
+    let [host] = net.own_hosts("p", 1).try_into().expect("one was asked for");
     let held = hold_at(net, &host, BEFORE_POWER_BUTTON);
     // Address mode and port: a number of the guest's, or a label of the group's with `to`. "auto" is the same on such a network.
     const SERVICES: [(&str, &str); 3] = [("driver", "80"), ("driver", "http"), ("auto", "http")];
