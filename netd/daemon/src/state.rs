@@ -32,6 +32,8 @@ const QUEUE: usize = 256;
 const PROBES: usize = 64;
 /// How long something that looks wrong has time to become right by itself.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// After so long without requests memory is given back that many at once have taken.
+const REST: Duration = Duration::from_secs(1);
 
 /// What the owner is asked to do. Whoever asks may be gone when the answer comes.
 #[derive(Debug)]
@@ -79,6 +81,8 @@ pub(crate) enum Command {
     Look,
     /// It is time to remove what detached taps have left in the filter.
     Tidy,
+    /// It is time to give memory back, unless requests have come meanwhile.
+    Rest { requests: u64 },
 }
 
 /// An attachment, and how its tap is.
@@ -145,6 +149,9 @@ pub(crate) struct State {
     pub(crate) defender: Defender,
     /// Addresses of the host's changed since all was looked at.
     addresses: bool,
+    /// How many requests changed something, and whether somebody looks whether more come.
+    requests: u64,
+    resting: bool,
     pub(crate) counts: Counts,
     pub(crate) runtime: Runtime,
     /// To itself. Once nobody else has one, it ends.
@@ -187,6 +194,8 @@ pub(crate) fn start(
         sweeper: Sweeper::start(config.clone(), counts.clone())?,
         defender: Defender::start()?,
         addresses: false,
+        requests: 0,
+        resting: false,
         counts,
         runtime: runtime.clone(),
         commands: commands.downgrade(),
@@ -222,6 +231,13 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()>
 
 impl State {
     fn handle(&mut self, command: Command) {
+        if matches!(command, Command::Attach { .. } | Command::Detach { .. }) {
+            self.requests += 1;
+            if !std::mem::replace(&mut self.resting, true) {
+                let requests = self.requests;
+                self.later(REST, Command::Rest { requests });
+            }
+        }
         match command {
             Command::Attach { requests, answer } => self.attach(Job::new(requests, answer)),
             Command::Probed { job, asked } => self.probed(job, asked),
@@ -259,6 +275,14 @@ impl State {
                 self.tables_changed();
                 self.resync();
                 self.hands.rest();
+            }
+            Command::Rest { requests } if requests == self.requests => {
+                self.resting = false;
+                self.hands.rest();
+            }
+            Command::Rest { .. } => {
+                let requests = self.requests;
+                self.later(REST, Command::Rest { requests });
             }
             Command::EndWatches => self.watchers = Watchers::default(),
             Command::Look => self.look(),
