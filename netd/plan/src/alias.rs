@@ -8,8 +8,9 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use steppe_config::quoted;
 
-use crate::attachment::{FORWARDS_MAX, NICS_MAX, QUEUES_MAX, quoted};
+use crate::attachment::{FORWARDS_MAX, NICS_MAX, QUEUES_MAX};
 use crate::config::MTU;
 use crate::name::{owner_altname, port_altname, tap_name};
 use crate::{Attachment, Forward, LinkName, Mac, Mark, Mode, NetworkName, Owner, Protocol, Vid, Vids};

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use steppe_config::quoted;
 
 use crate::{Identity, LinkName, Mac, NetworkName, Vid, Vids};
 
@@ -90,16 +91,6 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.instance, self.id)
     }
-}
-
-/// A text of somebody's as it can be shown in a sentence: quoted, escaped, and not without end.
-pub(crate) fn quoted(text: &str) -> String {
-    const SHOWN: usize = 60;
-    let mut shown: String = text.chars().take(SHOWN).collect();
-    if shown.len() < text.len() {
-        shown.push('…');
-    }
-    format!("{shown:?}")
 }
 
 /// What was asked for, its texts checked for form but not against the networks.

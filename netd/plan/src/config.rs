@@ -3,7 +3,6 @@
 mod address;
 mod check;
 mod read;
-mod table;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +12,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
+pub use steppe_config::{Problem, Settings};
 
 use crate::name::bridge_name;
 use crate::{NetworkName, Vid, Vids};
@@ -28,21 +28,6 @@ pub(crate) const MTU: RangeInclusive<u32> = 68..=65_535;
 
 /// The least that IPv6 wants of a link.
 pub(crate) const MTU_MIN_IPV6: u32 = 1280;
-
-/// What the `[daemon]` table says beside the group of links.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Path of the socket.
-    pub socket: String,
-    /// Users, by name or id, that may do everything; root always may.
-    pub drivers: Vec<String>,
-    /// Users, by name or id, that may look.
-    pub readers: Vec<String>,
-    /// Address at which metrics are served; where it is absent, they aren't.
-    pub metrics: Option<String>,
-    /// The least important messages that are logged: `error`, `warn`, `info`, `debug` or `trace`.
-    pub log_level: String,
-}
 
 /// The networks of a host and how netd marks what it makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,16 +114,6 @@ pub struct Ipv6 {
     pub gateway: Option<Ipv6Addr>,
 }
 
-/// Something wrong in the configuration: what, where, the remedy.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{place}: {sentence}")]
-pub struct Problem {
-    /// File and line, or the key, such as `/etc/netd/netd.toml:7`.
-    pub place: String,
-    /// For a person.
-    pub sentence: String,
-}
-
 impl Config {
     /// What several texts say together: the file first, then its drop-ins in order, each with its place, such as its
     /// path. Later ones override keys of `[daemon]`; a network is said once. Where no network is said, there is
@@ -173,25 +148,13 @@ impl Config {
             link_group: LINK_GROUP,
             networks: BTreeMap::from([(network.name.clone(), network)]),
         };
-        (config, Settings::default())
+        (config, Settings::at(SOCKET))
     }
 
     /// Group of what is to be deleted.
     #[must_use]
     pub fn trash_group(&self) -> u32 {
         self.link_group.saturating_add(1)
-    }
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            socket: SOCKET.to_owned(),
-            drivers: vec!["root".to_owned()],
-            readers: Vec::new(),
-            metrics: None,
-            log_level: "info".to_owned(),
-        }
     }
 }
 

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
+use steppe_config::quoted;
 
-use crate::attachment::{NICS_MAX, QUEUES_MAX, quoted};
+use crate::attachment::{NICS_MAX, QUEUES_MAX};
 use crate::identity::ipv4_candidates;
 use crate::name::{TAP, tap_name};
 use crate::{

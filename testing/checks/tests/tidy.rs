@@ -13,7 +13,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("steppe-image", &[]),
     ("steppe-proto", &[]),
     ("steppe-daemon", &[]),
-    ("netd-plan", &[]),
+    ("steppe-config", &[]),
+    ("netd-plan", &["steppe-config"]),
     (
         "netd",
         &["netd-plan", "steppe-proto", "steppe-daemon", "steppe-points"],
@@ -42,7 +43,13 @@ const ARROWS: &[(&str, &[&str])] = &[
 const DEV_ARROWS: &[(&str, &[&str])] = &[("nomad-proto", &["go-plugin"])];
 
 /// Crates that decide and never do, and what would let them do.
-const PURE: &[&str] = &["steppe-image", "steppe-vm", "steppe-qemu", "netd-plan"];
+const PURE: &[&str] = &[
+    "steppe-config",
+    "steppe-image",
+    "steppe-vm",
+    "steppe-qemu",
+    "netd-plan",
+];
 const IMPURE: &[&str] = &[
     "tokio",
     "tonic",

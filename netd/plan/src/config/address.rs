@@ -6,9 +6,8 @@ use std::str::FromStr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::table::{Problems, Table};
 use super::{Ipv4, Ipv6};
-use crate::attachment::quoted;
+use steppe_config::{Problems, Table, quoted};
 
 const IPV4: &[&str] = &["subnet", "gateway", "pool"];
 const IPV6: &[&str] = &["prefix", "gateway"];

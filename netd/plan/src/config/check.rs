@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::table::{Place, Problems};
 use super::{Kind, Network};
 use crate::{NetworkName, Vid};
+use steppe_config::{Place, Problems};
 
 /// A network, and where what may stand in another's way is said.
 #[derive(Debug)]

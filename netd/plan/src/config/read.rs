@@ -1,35 +1,22 @@
 //! What do the texts say, key by key?
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use toml::de::DeTable;
+use steppe_config::{Place, Problems, Table, each, quoted};
 
 use super::address;
 use super::check::{self, Said};
-use super::table::{Place, Problems, Table, Text, one_line};
 use super::{Config, Kind, MTU, MTU_MIN_IPV6, Network, Problem, Settings};
-use crate::attachment::quoted;
 use crate::name::{BRIDGE, LINK_NAME_MAX, NETWORK_NAME_MAX, TAP, VLAN};
 use crate::{NetworkName, Vid, Vids};
 
-/// Longest path of a unix socket: `sun_path` less the final NUL.
-const SOCKET_PATH_MAX: usize = 107;
-const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 const PROBE: Duration = Duration::from_millis(300);
 const PROBE_MAX: Duration = Duration::from_secs(10);
 
 const TOP: &[&str] = &["daemon", "network"];
-const DAEMON: &[&str] = &[
-    "socket",
-    "drivers",
-    "readers",
-    "metrics",
-    "log_level",
-    "link_group",
-];
 /// Each kind of network with its keys.
 const KINDS: &[(&str, &[&str])] = &[
     ("nat", &["kind", "mtu", "ipv4", "dns", "isolated", "host_access"]),
@@ -59,30 +46,16 @@ pub(super) fn read(files: &[(String, String)]) -> Result<(Config, Settings), Vec
     let mut link_group = embedded.link_group;
     let mut said: BTreeMap<NetworkName, Said> = BTreeMap::new();
     let mut names_networks = false;
-    for (file, (_, text)) in files.iter().enumerate() {
-        let text = Text { file, text };
-        let (document, errors) = DeTable::parse_recoverable(text.text);
-        for error in &errors {
-            let start = error.span().map_or(0, |span| span.start);
-            problems.add(text.place(start), one_line(error.message()));
+    each(files, &mut problems, |top, problems| {
+        top.refuse_unknown("keys", TOP, problems);
+        if let Some(daemon) = top.table("daemon", problems) {
+            read_daemon(&daemon, &mut settings, &mut link_group, problems);
         }
-        // What is left of a text with errors would only make for more of them.
-        if !errors.is_empty() {
-            names_networks = true;
-            continue;
-        }
-        let top = Table::new(text, String::new(), document.get_ref(), Place { file, line: 1 });
-        top.refuse_unknown("keys", TOP, &mut problems);
-        if let Some(daemon) = top.table("daemon", &mut problems) {
-            read_daemon(&daemon, &mut settings, &mut link_group, &mut problems);
-        }
-        let Some(networks) = top.table("network", &mut problems) else {
-            continue;
+        let Some(networks) = top.table("network", problems) else {
+            return;
         };
-        for (name, _) in networks.table {
+        for (key, at) in networks.keys() {
             names_networks = true;
-            let at = text.place(name.span().start);
-            let key = name.get_ref().as_ref();
             let Ok(name) = NetworkName::from_str(key) else {
                 problems.add(
                     at,
@@ -95,27 +68,25 @@ pub(super) fn read(files: &[(String, String)]) -> Result<(Config, Settings), Vec
                 continue;
             };
             if let Some(first) = said.get(&name) {
-                let (first, line) = (
-                    files.get(first.at.file).map_or("", |(name, _)| name.as_str()),
-                    first.at.line,
-                );
+                let file = files.get(first.at.file).map_or("", |(name, _)| name.as_str());
+                let line = first.at.line;
                 problems.add(
                     at,
                     format!(
-                        "network {name} is said a second time, first at {first}:{line}: leave one of them out"
+                        "network {name} is said a second time, first at {file}:{line}: leave one of them out"
                     ),
                 );
                 continue;
             }
-            if let Some(table) = networks.table(key, &mut problems)
-                && let Some(one) = read_network(&table, &name, at, &mut problems)
+            if let Some(table) = networks.table(key, problems)
+                && let Some(one) = read_network(&table, &name, at, problems)
             {
                 said.insert(name, one);
             }
         }
-    }
+    });
     check::together(&said, &mut problems);
-    if problems.len() > 0 {
+    if !problems.is_empty() {
         return Err(problems.finish(files));
     }
     let networks = if names_networks {
@@ -134,58 +105,9 @@ fn read_daemon(
     link_group: &mut u32,
     problems: &mut Problems,
 ) {
-    table.refuse_unknown("keys of [daemon]", DAEMON, problems);
-    if let Some((socket, at)) = table.text("socket", problems) {
-        if !socket.starts_with('/') || socket.len() > SOCKET_PATH_MAX || socket.contains('\0') {
-            let sentence = format!(
-                "daemon.socket is {}; give an absolute path of at most {SOCKET_PATH_MAX} bytes",
-                quoted(socket)
-            );
-            problems.add(at, sentence);
-        } else {
-            settings.socket = socket.to_owned();
-        }
-    }
-    for (key, users) in [
-        ("drivers", &mut settings.drivers),
-        ("readers", &mut settings.readers),
-    ] {
-        if let Some(said) = table.texts(key, true, problems) {
-            for (user, at) in &said {
-                if user.is_empty() || user.contains(|c: char| c.is_control() || c.is_whitespace() || c == ':')
-                {
-                    problems.add(
-                        *at,
-                        format!("daemon.{key} has {}, which is no user's name or id", quoted(user)),
-                    );
-                }
-            }
-            *users = said.into_iter().map(|(user, _)| user).collect();
-        }
-    }
-    if let Some((address, at)) = table.text("metrics", problems) {
-        if SocketAddr::from_str(address).is_ok() {
-            settings.metrics = Some(address.to_owned());
-        } else {
-            let sentence = format!(
-                "daemon.metrics is {}; give an address and a port, such as \"127.0.0.1:9470\"",
-                quoted(address)
-            );
-            problems.add(at, sentence);
-        }
-    }
-    if let Some((level, at)) = table.text("log_level", problems) {
-        if LOG_LEVELS.contains(&level) {
-            settings.log_level = level.to_owned();
-        } else {
-            let sentence = format!(
-                "daemon.log_level is {}; give one of {}",
-                quoted(level),
-                LOG_LEVELS.join(", ")
-            );
-            problems.add(at, sentence);
-        }
-    }
+    let keys: Vec<&str> = Settings::KEYS.into_iter().chain(["link_group"]).collect();
+    table.refuse_unknown("keys of [daemon]", &keys, problems);
+    settings.read(table, problems);
     // Group 0 is every other link's, and one more than the group must be a group as well.
     if let Some((group, _)) = table.number("link_group", 1..=u32::MAX - 1, problems) {
         *link_group = group;

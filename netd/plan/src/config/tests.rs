@@ -21,7 +21,7 @@ fn nothing_said_is_what_is_embedded() {
     assert_eq!(parse(&[said]), Ok(embedded.clone()));
     let (config, settings) = embedded;
     assert_eq!((config.link_group, config.trash_group()), (0x6e64, 0x6e65));
-    assert_eq!(settings, Settings::default());
+    assert_eq!(settings, Settings::at(SOCKET));
     assert_eq!(settings.socket, "/run/netd/netd.sock");
 }
 

@@ -3,9 +3,10 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv6Net;
+use steppe_config::quoted;
 
 use crate::alias::TRUNK_TEXT_MAX;
-use crate::attachment::{FORWARDS_MAX, quoted};
+use crate::attachment::FORWARDS_MAX;
 use crate::config::{MTU, MTU_MIN_IPV6};
 use crate::identity::{ipv6, mac};
 use crate::{

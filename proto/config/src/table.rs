@@ -1,36 +1,56 @@
-//! What does a table of a text say, and where?
+//! What does a table of a text say, where, and what is wrong with it?
 
 use std::ops::RangeInclusive;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Problem;
-use crate::attachment::quoted;
+use crate::quoted;
 
-/// Where something is said: which of the texts, and where in it.
+/// Something wrong in a configuration: what, where, the remedy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {sentence}")]
+pub struct Problem {
+    /// File and line, or the key, such as `/etc/netd/netd.toml:7`.
+    pub place: String,
+    /// For a person.
+    pub sentence: String,
+}
+
+/// Where something is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    pub(super) file: usize,
-    pub(super) line: usize,
+pub struct Place {
+    /// Which of the texts, from 0.
+    pub file: usize,
+    /// Which line of it, from 1.
+    pub line: usize,
 }
 
 /// What is wrong, as it is found.
 #[derive(Debug, Default)]
-pub(super) struct Problems(Vec<(Place, String)>);
+pub struct Problems(Vec<(Place, String)>);
 
 impl Problems {
-    pub(super) fn add(&mut self, place: Place, sentence: impl Into<String>) {
+    /// One more.
+    pub fn add(&mut self, place: Place, sentence: impl Into<String>) {
         self.0.push((place, sentence.into()));
     }
 
+    /// Whether there are none so far.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// How many there are so far.
-    pub(super) fn len(&self) -> usize {
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// In the order of the texts.
-    pub(super) fn finish(mut self, files: &[(String, String)]) -> Vec<Problem> {
+    /// In the order of the texts, which have these names.
+    #[must_use]
+    pub fn finish(mut self, files: &[(String, String)]) -> Vec<Problem> {
         self.0.sort();
         let name = |place: Place| files.get(place.file).map_or("", |(name, _)| name.as_str());
         self.0
@@ -44,19 +64,40 @@ impl Problems {
 }
 
 /// The parser's message on one line.
-pub(super) fn one_line(message: &str) -> String {
+fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Reads texts, each with its name, such as its path: the whole of each goes to `read`, but for those that are no TOML.
+pub fn each(
+    files: &[(String, String)],
+    problems: &mut Problems,
+    mut read: impl FnMut(&Table<'_, '_>, &mut Problems),
+) {
+    for (file, (_, text)) in files.iter().enumerate() {
+        let text = Text { file, text };
+        let (document, errors) = DeTable::parse_recoverable(text.text);
+        for error in &errors {
+            let start = error.span().map_or(0, |span| span.start);
+            problems.add(text.place(start), one_line(error.message()));
+        }
+        // What is left of a text with errors would only make for more of them.
+        if errors.is_empty() {
+            let at = Place { file, line: 1 };
+            read(&Table::new(text, String::new(), document.get_ref(), at), problems);
+        }
+    }
 }
 
 /// One of the texts.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Text<'t> {
-    pub(super) file: usize,
-    pub(super) text: &'t str,
+struct Text<'t> {
+    file: usize,
+    text: &'t str,
 }
 
 impl Text<'_> {
-    pub(super) fn place(self, offset: usize) -> Place {
+    fn place(self, offset: usize) -> Place {
         let before = self.text.as_bytes().iter().take(offset);
         Place {
             file: self.file,
@@ -67,17 +108,19 @@ impl Text<'_> {
 
 /// A table of a text, with the path of keys that leads to it.
 #[derive(Debug)]
-pub(super) struct Table<'t, 'i> {
+pub struct Table<'t, 'i> {
     text: Text<'t>,
-    pub(super) path: String,
-    pub(super) table: &'t DeTable<'i>,
-    pub(super) at: Place,
+    /// The keys that lead to it, joined by dots; empty at the top.
+    pub path: String,
+    table: &'t DeTable<'i>,
+    /// Where it begins.
+    pub at: Place,
 }
 
 type Value<'t, 'i> = &'t Spanned<DeValue<'i>>;
 
 impl<'t, 'i> Table<'t, 'i> {
-    pub(super) fn new(text: Text<'t>, path: String, table: &'t DeTable<'i>, at: Place) -> Self {
+    fn new(text: Text<'t>, path: String, table: &'t DeTable<'i>, at: Place) -> Self {
         Self {
             text,
             path,
@@ -87,7 +130,8 @@ impl<'t, 'i> Table<'t, 'i> {
     }
 
     /// A key as the operator would say it, from the top.
-    pub(super) fn key(&self, key: &str) -> String {
+    #[must_use]
+    pub fn key(&self, key: &str) -> String {
         if self.path.is_empty() {
             key.to_owned()
         } else {
@@ -100,23 +144,28 @@ impl<'t, 'i> Table<'t, 'i> {
         Some((value, self.text.place(value.span().start)))
     }
 
+    /// The keys that are said, each with its place.
+    pub fn keys(&self) -> impl Iterator<Item = (&'t str, Place)> + use<'t, 'i> {
+        let text = self.text;
+        let keys = self.table.iter();
+        keys.map(move |(key, _)| (key.get_ref().as_ref(), text.place(key.span().start)))
+    }
+
     /// Where the key is said.
-    pub(super) fn place(&self, key: &str) -> Option<Place> {
+    #[must_use]
+    pub fn place(&self, key: &str) -> Option<Place> {
         self.get(key).map(|(_, place)| place)
     }
 
-    pub(super) fn refuse_unknown(&self, which: &str, known: &[&str], problems: &mut Problems) {
-        for (key, _) in self.table {
-            if !known.contains(&key.get_ref().as_ref()) {
-                problems.add(
-                    self.text.place(key.span().start),
-                    format!(
-                        "{} is no key here; {which} are {}",
-                        quoted(&self.key(key.get_ref())),
-                        known.join(", ")
-                    ),
-                );
-            }
+    /// Every key that is not one of these is a problem.
+    pub fn refuse_unknown(&self, which: &str, known: &[&str], problems: &mut Problems) {
+        for (key, place) in self.keys().filter(|(key, _)| !known.contains(key)) {
+            let sentence = format!(
+                "{} is no key here; {which} are {}",
+                quoted(&self.key(key)),
+                known.join(", ")
+            );
+            problems.add(place, sentence);
         }
     }
 
@@ -126,7 +175,8 @@ impl<'t, 'i> Table<'t, 'i> {
         problems.add(place, sentence);
     }
 
-    pub(super) fn table(&self, key: &str, problems: &mut Problems) -> Option<Table<'t, 'i>> {
+    /// A table beneath this one; of another type it is a problem.
+    pub fn table(&self, key: &str, problems: &mut Problems) -> Option<Table<'t, 'i>> {
         let (value, place) = self.get(key)?;
         if let DeValue::Table(table) = value.get_ref() {
             Some(Table::new(self.text, self.key(key), table, place))
@@ -136,7 +186,8 @@ impl<'t, 'i> Table<'t, 'i> {
         }
     }
 
-    pub(super) fn text(&self, key: &str, problems: &mut Problems) -> Option<(&'t str, Place)> {
+    /// A text, and where.
+    pub fn text(&self, key: &str, problems: &mut Problems) -> Option<(&'t str, Place)> {
         let (value, place) = self.get(key)?;
         if let DeValue::String(text) = value.get_ref() {
             Some((text.as_ref(), place))
@@ -146,7 +197,8 @@ impl<'t, 'i> Table<'t, 'i> {
         }
     }
 
-    pub(super) fn flag(&self, key: &str, problems: &mut Problems) -> Option<bool> {
+    /// Whether something is so.
+    pub fn flag(&self, key: &str, problems: &mut Problems) -> Option<bool> {
         let (value, place) = self.get(key)?;
         if let DeValue::Boolean(flag) = value.get_ref() {
             Some(*flag)
@@ -156,7 +208,8 @@ impl<'t, 'i> Table<'t, 'i> {
         }
     }
 
-    pub(super) fn number(
+    /// A number within bounds, and where.
+    pub fn number(
         &self,
         key: &str,
         within: RangeInclusive<u32>,
@@ -180,12 +233,7 @@ impl<'t, 'i> Table<'t, 'i> {
     }
 
     /// A list of texts; also of numbers, where these are as good.
-    pub(super) fn texts(
-        &self,
-        key: &str,
-        numbers: bool,
-        problems: &mut Problems,
-    ) -> Option<Vec<(String, Place)>> {
+    pub fn texts(&self, key: &str, numbers: bool, problems: &mut Problems) -> Option<Vec<(String, Place)>> {
         let wanted = "a list of texts in quotes";
         let (value, place) = self.get(key)?;
         let DeValue::Array(list) = value.get_ref() else {
