@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("steppe-daemon", &[]),
     ("steppe-config", &[]),
     ("netd-plan", &["steppe-config"]),
+    ("stord-plan", &["steppe-config"]),
     (
         "netd",
         &["netd-plan", "steppe-proto", "steppe-daemon", "steppe-points"],
@@ -49,6 +50,7 @@ const PURE: &[&str] = &[
     "steppe-vm",
     "steppe-qemu",
     "netd-plan",
+    "stord-plan",
 ];
 const IMPURE: &[&str] = &[
     "tokio",
