@@ -7,6 +7,7 @@ use steppe_config::{Place, Problems, Table, each, quoted};
 pub use steppe_config::{Problem, Settings};
 
 use crate::name::PoolName;
+use crate::size::Size;
 
 /// Where stord listens unless the operator says otherwise.
 pub const SOCKET: &str = "/run/stord/stord.sock";
@@ -16,6 +17,7 @@ const DEFAULT_POOL: (&str, &str) = ("local", "/var/lib/stord/local");
 /// Nomad's namespace where a job names none.
 const DEFAULT_TENANT: &str = "default";
 const IMAGES: &str = "/var/lib/stord/images";
+const IMAGE_SIZE_MAX: Size = Size::gib(100);
 
 const TENANT_NAME_MAX: usize = 128;
 const PATH_MAX: usize = 1024;
@@ -31,6 +33,8 @@ pub struct Config {
     pub images: PathBuf,
     /// Directories whose files may be imported. From elsewhere nothing is read.
     pub image_paths: Vec<PathBuf>,
+    /// The largest disk that an image may have.
+    pub image_size_max: Size,
 }
 
 /// Where volumes are.
@@ -165,16 +169,23 @@ impl Config {
             tenants: BTreeMap::from([(DEFAULT_TENANT.to_owned(), tenant)]),
             images: IMAGES.into(),
             image_paths: Vec::new(),
+            image_size_max: IMAGE_SIZE_MAX,
         };
         (config, Settings::at(SOCKET))
     }
 
     fn read_images(&mut self, table: &Table<'_, '_>, problems: &mut Problems) {
-        table.refuse_unknown("keys of [images]", &["path", "image_paths"], problems);
+        table.refuse_unknown("keys of [images]", &["path", "image_paths", "size_max"], problems);
         if let Some((path, at)) = table.text("path", problems)
             && let Some(path) = place("images.path", path, at, problems)
         {
             self.images = path;
+        }
+        if let Some((size, at)) = table.text("size_max", problems) {
+            match size.parse() {
+                Ok(size) => self.image_size_max = size,
+                Err(error) => problems.add(at, format!("images.size_max is {}, which {error}", quoted(size))),
+            }
         }
         if let Some(paths) = table.texts("image_paths", false, problems) {
             self.image_paths = paths
@@ -337,7 +348,7 @@ mod tests {
     #[test]
     fn all_that_is_wrong_is_said_at_once() {
         let problems = parse(
-            "[daemon]\nsocket = 'x'\nlink_group = 1\n[images]\npath = 'images'\nimage_paths = ['/a/../b', 7]\n[pool.Big]\nkind = 'dir'\n\
+            "[daemon]\nsocket = 'x'\nlink_group = 1\n[images]\nsize_max = '10GB'\npath = 'images'\nimage_paths = ['/a/../b', 7]\n[pool.Big]\nkind = 'dir'\n\
              path = '/big'\n[pool.a]\nkind = 'zfs'\n[pool.b]\nkind = 'dir'\n[pool.c]\npath = '/c'\n[pool.d]\nkind = 'dir'\npath = '/d'\n\
              size = 1\n[pool.e]\nkind = 'dir'\npath = '/d/e'\n[pool.f]\nkind = 'dir'\npath = '/'\n[tenant.t]\npools = ['d', 'z']\nquota = 1\n\
              [volume]\n",
@@ -348,19 +359,20 @@ mod tests {
             [
                 "f:2: daemon.socket is \"x\"; give an absolute path of at most 107 bytes",
                 "f:3: \"daemon.link_group\" is no key here; keys of [daemon] are socket, drivers, readers, metrics, log_level",
-                "f:5: images.path has \"images\"; give the absolute path of a directory, without . and ..",
-                "f:6: images.image_paths has \"/a/../b\"; give the absolute path of a directory, without . and ..",
-                "f:6: images.image_paths is of type integer; give a list of texts in quotes",
-                "f:7: pool \"Big\" can't be named so: give 1 to 32 characters of a-z, 0-9 and -, beginning with a letter or a digit",
-                "f:11: pool.a.kind is \"zfs\"; give \"dir\"",
-                "f:12: pool b has no path; give its directory",
-                "f:14: pool c has no kind; give \"dir\"",
-                "f:19: \"pool.d.size\" is no key here; keys of a pool of kind dir are kind, path",
-                "f:20: pool.e.path is /d/e, and the volumes of pool d are kept in /d; give each a place of its own",
-                "f:25: pool.f.path has \"/\"; give the absolute path of a directory, without . and ..",
-                "f:27: tenant.t.pools has \"z\", which is no pool; there are d, e",
-                "f:28: \"tenant.t.quota\" is no key here; keys of tenant.t are pools",
-                "f:29: \"volume\" is no key here; keys are daemon, images, pool, tenant",
+                "f:5: images.size_max is \"10GB\", which has the unit \"GB\": give one of KiB, MiB, GiB, TiB",
+                "f:6: images.path has \"images\"; give the absolute path of a directory, without . and ..",
+                "f:7: images.image_paths has \"/a/../b\"; give the absolute path of a directory, without . and ..",
+                "f:7: images.image_paths is of type integer; give a list of texts in quotes",
+                "f:8: pool \"Big\" can't be named so: give 1 to 32 characters of a-z, 0-9 and -, beginning with a letter or a digit",
+                "f:12: pool.a.kind is \"zfs\"; give \"dir\"",
+                "f:13: pool b has no path; give its directory",
+                "f:15: pool c has no kind; give \"dir\"",
+                "f:20: \"pool.d.size\" is no key here; keys of a pool of kind dir are kind, path",
+                "f:21: pool.e.path is /d/e, and the volumes of pool d are kept in /d; give each a place of its own",
+                "f:26: pool.f.path has \"/\"; give the absolute path of a directory, without . and ..",
+                "f:28: tenant.t.pools has \"z\", which is no pool; there are d, e",
+                "f:29: \"tenant.t.quota\" is no key here; keys of tenant.t are pools",
+                "f:30: \"volume\" is no key here; keys are daemon, images, pool, tenant",
             ]
         );
     }

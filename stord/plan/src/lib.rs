@@ -5,9 +5,11 @@
 //!
 //! * [`config`]: what the operator said, and whether it is right;
 //! * [`name`], [`size`]: what volumes are called, and how large they are;
+//! * [`image`]: which disk can become an image;
 //! * [`lease`]: who holds a volume, and how another one gets it without there ever being two who write.
 
 pub mod config;
+pub mod image;
 pub mod lease;
 pub mod name;
 pub mod size;

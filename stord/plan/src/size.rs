@@ -33,6 +33,13 @@ impl Size {
     /// Fewest bytes: less holds no file system.
     pub const MIN: u64 = 1 << 20;
 
+    /// So many GiB; more than [`Size::MAX`] is that.
+    #[must_use]
+    pub const fn gib(number: u32) -> Self {
+        let bytes = (number as u64) << 30;
+        Self(if bytes > Self::MAX { Self::MAX } else { bytes })
+    }
+
     /// A number of bytes, if a disk can have it.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("steppe-daemon", &[]),
     ("steppe-config", &[]),
     ("netd-plan", &["steppe-config"]),
-    ("stord-plan", &["steppe-config"]),
+    ("stord-plan", &["steppe-config", "steppe-image"]),
     (
         "netd",
         &["netd-plan", "steppe-proto", "steppe-daemon", "steppe-points"],
