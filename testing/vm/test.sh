@@ -81,9 +81,9 @@ vm_exit_status() {
     first=$!
     ends 127 '' 'nosuch cannot be run in the guest' nosuch &
     both $first $!
-    ends 124 'before\n' 'had not ended after 6 s' --timeout 6 sh -c 'echo before; sleep 60' &
+    ends 124 'before\n' 'had not ended after 25 s' --timeout 25 sh -c 'echo before; sleep 60' &
     first=$!
-    ends 125 'before\n' 'Kernel panic' sh -c 'echo before; echo c >/proc/sysrq-trigger' &
+    ends 125 'before\n' 'Kernel panic' sh -c 'echo before; sleep 1; echo c >/proc/sysrq-trigger' &
     both $first $!
 }
 
