@@ -206,9 +206,13 @@ fn reset_loop(world: &World, _: &Client) -> Row {
 /// The file system on which its disk lies is full: between two tries of a start it is put there.
 fn full_file_system(world: &World, _: &Client) -> Row {
     let client = &world.main;
-    let port = crate::agent::ports(1);
-    let held =
-        std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, port)).expect("it was free just now");
+    // What is free may be taken before it is held.
+    let hold = |_| {
+        let port = crate::agent::ports(1);
+        let held = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, port));
+        held.ok().map(|held| (port, held))
+    };
+    let (port, held) = (0..10).find_map(hold).expect("one of ten ports is free");
     let small = with_disk(world, "full.qcow2", "qcow2", "");
     let mut order = Order::guest("full", "steppe.disk")
         .set("disk", small.config["disk"].clone())
