@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -21,10 +20,7 @@ pub fn text(counts: &Counts, now: &Now) -> String {
     let mut registry = Registry::default();
     counts.register(&mut registry);
     now.register(&mut registry);
-    let mut text = String::new();
-    // Writing to a string doesn't fail.
-    let _done = encode(&mut text, &registry);
-    text
+    steppe_daemon::metrics::text(&registry)
 }
 
 /// What there is at this moment.

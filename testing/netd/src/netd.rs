@@ -18,6 +18,20 @@ use crate::harness::SCRATCH;
 use crate::space::Space;
 use crate::wait;
 
+/// A nat network, and a bridge with an uplink on which nobody is asked whether an address is taken.
+pub(crate) const CONFIG: &str = r#"
+[network.default]
+kind = "nat"
+ipv4 = { subnet = "10.83.0.0/20", gateway = "10.83.0.1", pool = "10.83.0.2-10.83.15.254" }
+
+[network.lan]
+kind = "bridge"
+uplink = "up0"
+ipv4 = { subnet = "10.1.0.0/16", pool = "10.1.1.0-10.1.1.255" }
+ipv6 = { prefix = "fd00:1::/64" }
+probe = "0s"
+"#;
+
 /// A netd of one host, and its files.
 #[derive(Debug)]
 pub(crate) struct Netd<'a> {

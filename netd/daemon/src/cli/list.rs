@@ -6,7 +6,7 @@ use steppe_proto::net::{Interface, ListRequest, NetworkInfo, NetworksRequest};
 
 use super::ask::{Daemon, wait_for};
 use super::settings::needed;
-use super::show::{self, InterfaceJson};
+use super::show::{self, InterfaceJson, some};
 use super::{Arguments, CliError, JSON_VERSION, Outcome};
 
 /// What `list --json` prints.
@@ -29,10 +29,6 @@ struct NetworkJson {
     ipv6: Option<String>,
     pool: u64,
     used: u64,
-}
-
-fn some(text: &str) -> Option<String> {
-    Some(text.to_owned()).filter(|text| !text.is_empty())
 }
 
 impl From<&NetworkInfo> for NetworkJson {

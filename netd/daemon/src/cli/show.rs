@@ -37,7 +37,8 @@ struct PortJson {
     guest_port: u32,
 }
 
-fn some(text: &str) -> Option<String> {
+/// A text, if there is one.
+pub(super) fn some(text: &str) -> Option<String> {
     Some(text.to_owned()).filter(|text| !text.is_empty())
 }
 

@@ -10,24 +10,11 @@ use steppe_proto::net::{self, Protocol};
 
 use crate::harness::say;
 use crate::host::{INSTANCE, machine, nic, owner, port};
-use crate::netd::{How, Netd, Refused};
+use crate::netd::{CONFIG, How, Netd, Refused};
 use crate::points::Points;
 use crate::space::{self, Space};
 use crate::state;
 use crate::wait::PATIENCE;
-
-const CONFIG: &str = r#"
-[network.default]
-kind = "nat"
-ipv4 = { subnet = "10.83.0.0/20", gateway = "10.83.0.1", pool = "10.83.0.2-10.83.15.254" }
-
-[network.lan]
-kind = "bridge"
-uplink = "up0"
-ipv4 = { subnet = "10.1.0.0/16", pool = "10.1.1.0-10.1.1.255" }
-ipv6 = { prefix = "fd00:1::/64" }
-probe = "0s"
-"#;
 
 /// One more network.
 const MORE: &str = r#"

@@ -13,25 +13,12 @@ use crate::frame::{self, Arp, BROADCAST};
 use crate::guest;
 use crate::harness::say;
 use crate::host::{attach_one, nic};
-use crate::netd::Netd;
+use crate::netd::{CONFIG, Netd};
 use crate::space::{self, Space};
 use crate::tap::{Tap, contains};
 
 use frames::{Case, Party};
 use guard::Guard;
-
-const CONFIG: &str = r#"
-[network.default]
-kind = "nat"
-ipv4 = { subnet = "10.83.0.0/20", gateway = "10.83.0.1", pool = "10.83.0.2-10.83.15.254" }
-
-[network.lan]
-kind = "bridge"
-uplink = "up0"
-ipv4 = { subnet = "10.1.0.0/16", pool = "10.1.1.0-10.1.1.255" }
-ipv6 = { prefix = "fd00:1::/64" }
-probe = "0s"
-"#;
 
 const VLANS: &str = r#"
 [network.tenant]
